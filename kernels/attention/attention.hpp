@@ -1,0 +1,70 @@
+// Softmax attention over a block mask, fused, memory linear in N: the engine.
+//
+//   s_ij = softcap(scale * q_i . k_j) + bias_ij        softcap(x) = cap * tanh(x / cap) when cap > 0
+//   p_ij = exp(s_ij - lse_i),  lse_i = ln(sum_j exp(s_ij) + exp(sink_h))   over the attended pairs of the
+//   mask o_i  = sum_j p_ij v_j
+//
+// Shapes: q [B, H, N, D], k [B, Hkv, M, D], v [B, Hkv, M, E], o [B, H, N, E]; H a multiple of Hkv (head h
+// reads kv head h / (H / Hkv)). Any strides with a contiguous last axis. N != M allowed; N = 0 or M = 0
+// allowed. dtypes: q, k, v, o equal: f32, bf16, f16 (scores, sums and o accumulated in f32). D, E: 1..512 on
+// the CPU; on CUDA tensor cores {16, 32, 64, 96, 128, 192, 256}, others padded. A row that attends to
+// nothing: o = 0, lse = -inf, entropy = 0, row max = -inf, mass 0. NaN or inf scores propagate to their own
+// row only. Results do not depend on the number of threads. o must not alias q, k or v.
+//
+// Cost (charged from what is executed): matmul 2 (D + E) per visited pair, special 1 and elementwise 4 per
+// visited pair, where visited pairs are those of whole visited blocks, cut at N and M; without lists: of the
+// attended pairs exactly (causal, band), as the formula of every paper counts them. Online-softmax rescaling
+// is not charged. Sources: FlashAttention (arXiv 2205.14135) for the online softmax; block lists as in
+// GPU_KERNELS notes.
+#pragma once
+#include "kernels/attention/block_mask.hpp"
+#include "kernels/core/context.hpp"
+
+namespace attnbench {
+
+/// Additive terms of the score. Every one that is set is added.
+struct ScoreBias {
+  /// f32 or the problem's dtype, [B or 1, H or 1, N, M], any strides (0 for broadcast): dense bias or
+  /// additive mask
+  /// (-inf hides a pair).
+  Tensor dense;
+  /// f32 [H]: -slope_h * |i + offset - j| with offset = M - N (ALiBi).
+  Tensor slope;
+  /// f32 [H or 1, 2 R + 1]: entry clamp(j - i - offset, -R, R) + R with offset = M - N. R = max(N, M) - 1
+  /// makes it a full Toeplitz bias.
+  Tensor relative;
+};
+
+/// Keys and values in pages: k, v are [pages, Hkv, page_size, D]; table i32 [B, max_pages] names each
+/// sequence's pages in order; key_length (of the mask) i32 [B] is required.
+struct PagedCache {
+  Tensor table;
+  int64_t page_size = 0;
+};
+
+struct AttentionArgs {
+  Tensor q, k, v, o;
+  float scale = 1.0f;     ///< the caller passes 1/sqrt(D); no default is implied
+  float soft_cap = 0.0f;  ///< 0: off
+  ScoreBias bias;
+  Tensor sink_logit;                ///< f32 [H]: one extra logit a row, without value
+  const BlockMask* mask = nullptr;  ///< null: every pair
+  PagedCache pages;
+
+  // Outputs on request, f32; absent: not computed.
+  Tensor lse;             ///< [B, H, N]
+  Tensor row_max;         ///< [B, H, N]
+  Tensor row_entropy;     ///< [B, H, N], nats, of p over the attended pairs (the sink's share included as one
+                          ///< outcome)
+  Tensor mass_per_key;    ///< [B, H, M]: sum over rows of p_ij
+  Tensor mass_per_block;  ///< [B, H, ceil(N / block_q), ceil(M / block_k)]; blocks of the mask (64 x 64
+                          ///< without one)
+
+  /// 0: the engine chooses; otherwise the number of parts in which the keys of one row are split (decode).
+  int64_t split_keys = 0;
+};
+void attention(Context& ctx, const AttentionArgs& args);
+/// What `attention` charges for these arguments.
+Cost attention_cost(const AttentionArgs& args);
+
+}  // namespace attnbench

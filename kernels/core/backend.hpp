@@ -1,0 +1,65 @@
+// The operator set as one abstract class. A backend implements what it can; the rest reports `unsupported`.
+//
+// Methods do not call these virtuals: they call the free function of the operator's contract header, e.g.
+// `attention(ctx, args)`, which validates the arguments, charges the cost ledger, and then dispatches here. So
+// validation and accounting exist once, whatever the backend.
+//
+// Every operator fills tensors that the caller allocated; inputs and outputs may not overlap unless its header
+// says so. Adding an operator: one line below, a folder with its contract, cpu.cpp, cuda.cu and tests.
+#pragma once
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kernels/core/context.hpp"
+
+//      operator            arguments               contract
+#define ATTNBENCH_OPERATORS(X)                                                     \
+  X(attention, AttentionArgs)               /* kernels/attention/attention.hpp */  \
+  X(gemm, GemmArgs)                         /* kernels/gemm/gemm.hpp */            \
+  X(avg_pool2d, AvgPool2dArgs)              /* kernels/pool/pool.hpp */            \
+  X(normalize, NormArgs)                    /* kernels/norm/norm.hpp */            \
+  X(softmax, SoftmaxArgs)                   /* kernels/softmax/softmax.hpp */      \
+  X(pointwise, PointwiseArgs)               /* kernels/elementwise/pointwise.hpp */\
+  X(reduce, ReduceArgs)                     /* kernels/elementwise/reduce.hpp */   \
+  X(gather_rows, GatherRowsArgs)            /* kernels/layout/layout.hpp */        \
+  X(transpose_copy, TransposeCopyArgs)      /* kernels/layout/layout.hpp */        \
+  X(patch_conv2d, PatchConv2dArgs)          /* kernels/conv/conv.hpp */            \
+  X(fft2, Fft2Args)                         /* kernels/fft/fft.hpp */              \
+  X(spectral_mask, SpectralMaskArgs)        /* kernels/fft/fft.hpp */              \
+  X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
+  X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */
+
+namespace attnbench {
+
+#define X(op, Args) struct Args;
+ATTNBENCH_OPERATORS(X)
+#undef X
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual DeviceKind device() const = 0;
+  /// "AMD EPYC 9B45, avx512" or "NVIDIA H200": what runs the operators.
+  virtual std::string description() const = 0;
+
+  virtual void* allocate_bytes(size_t bytes) = 0;  ///< throws OutOfMemory
+  virtual void free_bytes(void* p, size_t bytes) noexcept = 0;
+  virtual void copy_bytes(void* dst, DeviceKind dst_device, const void* src, DeviceKind src_device,
+                          size_t bytes) = 0;
+  /// Waits for all work submitted through this backend. The CPU backend has nothing to wait for.
+  virtual void synchronize() = 0;
+
+#define X(op, Args) virtual void op(Context&, const Args&) { not_implemented(#op); }
+  ATTNBENCH_OPERATORS(X)
+#undef X
+
+ protected:
+  [[noreturn]] void not_implemented(std::string_view op) const;
+};
+
+/// The CPU implementation; always there, one per process.
+Backend& cpu_backend();
+
+}  // namespace attnbench

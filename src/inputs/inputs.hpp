@@ -1,0 +1,54 @@
+// Fills a method's inputs and weights: seeded generators, .safetensors and .npy files.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "methods/method.hpp"
+
+namespace attnbench {
+
+/// Counter-based uniform bits: the value at `index` of stream `stream` under `seed`, the same on every
+/// platform and backend (Philox 4x32-10). Streams are named by hashing the tensor's name.
+uint64_t random_bits(uint64_t seed, uint64_t stream, uint64_t index);
+uint64_t stream_of(const std::string& name);
+/// Uniform in (0, 1) with 53 bits, and standard normal by inversion; IEEE basic operations only, so every
+/// platform gives the same doubles.
+double random_uniform(uint64_t seed, uint64_t stream, uint64_t index);
+double random_normal(uint64_t seed, uint64_t stream, uint64_t index);
+
+/// A named input generator with structure (e.g. "local_decay"): fills one tensor. Registered in its own file.
+struct Generator {
+  std::string id, summary;
+  std::vector<ParamSpec> params;
+  /// Fills `values` (row-major, numel of spec.shape) for the tensor `spec` of a method run on `problem`.
+  void (*fill)(const Problem& problem, const Params& params, const TensorSpec& spec,
+               std::vector<double>& values) = nullptr;
+};
+const std::vector<Generator>& all_generators();
+const Generator& find_generator(const std::string& id);
+bool register_generator(Generator g);
+
+/// Makes the instance's tensors on `ctx` and binds them: inputs by problem.inputs (generator or file),
+/// weights from `weights_file` (empty: seeded by their Init). Values are rounded to the tensor's dtype once.
+void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
+                   const std::string& weights_file = {});
+
+/// One tensor of a file as read, on the host. I64 is narrowed to i32 (DataError when a value does not fit);
+/// BOOL is u8.
+struct TensorFile {
+  TensorMap tensors;
+  std::map<std::string, std::string> metadata;
+};
+/// Throws DataError naming the file and what is wrong: header length beyond the file, offsets that overlap,
+/// lie outside or disagree with shape and dtype, duplicate names, bad JSON, unsupported dtype, more than 100
+/// MB of header.
+TensorFile read_safetensors(Context& host, const std::string& path);
+/// Writes atomically (temporary file, fsync, rename); throws Error with errno's text when the disk is full.
+void write_safetensors(const std::string& path, const TensorMap& tensors,
+                       const std::map<std::string, std::string>& metadata = {});
+/// .npy version 1 and 2, C order, little endian: f2 f4 f8 i4 i8 u1 b1. The tensor is named by the caller.
+Tensor read_npy(Context& host, const std::string& path);
+void write_npy(const std::string& path, const Tensor& tensor);
+
+}  // namespace attnbench

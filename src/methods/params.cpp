@@ -1,0 +1,151 @@
+#include "methods/params.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kernels/core/error.hpp"
+#include "methods/problem.hpp"
+
+namespace attnbench {
+
+namespace {
+
+const Value& lookup(const std::map<std::string, Value>& values, const std::string& name) {
+  const auto it = values.find(name);
+  if (it == values.end()) throw Error("parameter '" + name + "' was not declared by its method (a bug)");
+  return it->second;
+}
+
+/// The problem's own value of what a parameter repeats; null when the problem does not set it.
+Value problem_value(const Problem& p, const std::string& key) {
+  const auto at = key.find('[');
+  if (at != std::string::npos) {
+    const std::string base = key.substr(0, at);
+    const size_t i = static_cast<size_t>(key[at + 1] - '0');
+    const std::vector<int64_t>& v = base == "grid" ? p.grid : p.size;
+    return i < v.size() ? Value(v[i]) : Value();
+  }
+  if (key == "head_dim")
+    return p.head_dim ? Value(p.head_dim) : p.channels && p.heads ? Value(p.channels / p.heads) : Value();
+  if (key == "kv_heads") return p.heads ? Value(p.kv_heads_or_heads()) : Value();
+  if (key == "length") return p.tokens() ? Value(p.tokens()) : Value();
+  if (key == "kv_length") return p.tokens() ? Value(p.kv_length_or_length()) : Value();
+  const auto values = problem_values(p);
+  const auto it = values.find(key);
+  return it == values.end() ? Value() : it->second;
+}
+
+std::string range_text(const ParamSpec& s) {
+  const auto text = [&s](double x) {
+    return s.type == ParamSpec::Type::integer ? std::to_string(static_cast<int64_t>(x)) : Value(x).str();
+  };
+  if (s.min && s.max) return "between " + text(*s.min) + " and " + text(*s.max);
+  if (s.min) return "at least " + text(*s.min);
+  return "at most " + text(*s.max);
+}
+
+/// Checks one value against its specification; returns what is wrong, or empty, and the converted value.
+std::string check(const ParamSpec& s, Value& v) {
+  if (v.is_null()) return s.nullable ? "" : "a value is wanted, not null";
+  const auto in_range = [&s](double x) { return !(s.min && x < *s.min) && !(s.max && x > *s.max); };
+  switch (s.type) {
+    case ParamSpec::Type::integer:
+      if (!v.is_int()) return "a whole number is wanted, not " + v.str();
+      if (!in_range(static_cast<double>(v.as_int()))) return range_text(s) + " is wanted, not " + v.str();
+      return "";
+    case ParamSpec::Type::number:
+      if (!v.is_number() || std::isnan(v.as_double())) return "a number is wanted, not " + v.str();
+      if (!in_range(v.as_double())) return range_text(s) + " is wanted, not " + v.str();
+      v = Value(v.as_double());
+      return "";
+    case ParamSpec::Type::boolean:
+      return v.is_bool() ? "" : "true or false is wanted, not " + v.str();
+    case ParamSpec::Type::choice: {
+      if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
+        return "";
+      std::string all;
+      for (const std::string& c : s.choices) all += (all.empty() ? "" : ", ") + c;
+      const std::string near = v.is_string() ? nearest_word(v.as_string(), s.choices) : "";
+      return "one of " + all + " is wanted, not " + v.str() +
+             (near.empty() ? "" : "; did you mean '" + near + "'?");
+    }
+    case ParamSpec::Type::list:
+      if (!v.is_list()) return "a list is wanted, not " + v.str();
+      for (const Value& e : v.as_list()) {
+        if (!e.is_number()) return "a list of numbers is wanted, not " + v.str();
+        if (!in_range(e.as_double())) return range_text(s) + " is wanted for every element, not " + e.str();
+      }
+      return "";
+  }
+  return "";
+}
+
+}  // namespace
+
+int64_t Params::integer(const std::string& name) const { return lookup(values_, name).as_int(); }
+double Params::number(const std::string& name) const { return lookup(values_, name).as_double(); }
+bool Params::boolean(const std::string& name) const { return lookup(values_, name).as_bool(); }
+const std::string& Params::choice(const std::string& name) const { return lookup(values_, name).as_string(); }
+const Value& Params::value(const std::string& name) const { return lookup(values_, name); }
+
+Params resolve_params(const std::string& method_id, const std::vector<ParamSpec>& specs,
+                      const std::map<std::string, Value>& given, const Problem& problem) {
+  std::vector<std::string> names, errors;
+  for (const ParamSpec& s : specs) names.push_back(s.name);
+  for (const auto& [key, value] : given) {
+    if (std::find(names.begin(), names.end(), key) != names.end()) continue;
+    const std::string near = nearest_word(key, names);
+    errors.push_back("method '" + method_id + "' has no parameter '" + key + "'" +
+                     (near.empty() ? "" : "; did you mean '" + near + "'?"));
+  }
+  Params params;
+  for (const ParamSpec& s : specs) {
+    const auto it = given.find(s.name);
+    const Value from_problem = s.from_problem.empty() ? Value() : problem_value(problem, s.from_problem);
+    Value v = it != given.end() ? it->second : !from_problem.is_null() ? from_problem : s.default_value;
+    if (v.is_null() && it == given.end() && !s.nullable && !s.from_problem.empty()) {
+      errors.push_back(method_id + "." + s.name + ": give it, or set problem." + s.from_problem);
+      continue;
+    }
+    const std::string wrong = check(s, v);
+    if (!wrong.empty()) {
+      errors.push_back(method_id + "." + s.name + ": " + wrong);
+      continue;
+    }
+    if (it != given.end() && !from_problem.is_null() && !(v == from_problem) &&
+        !(v.is_number() && from_problem.is_number() && v.as_double() == from_problem.as_double()))
+      errors.push_back(method_id + "." + s.name + ": " + v.str() + " contradicts problem." + s.from_problem +
+                       " = " + from_problem.str());
+    params.values_[s.name] = v;
+  }
+  if (!errors.empty()) {
+    std::string all;
+    for (const std::string& e : errors) all += (all.empty() ? "" : "\n") + e;
+    throw UsageError(all);
+  }
+  return params;
+}
+
+std::string nearest_word(const std::string& word, const std::vector<std::string>& words) {
+  std::string best;
+  // Up to a third of the word may differ: enough for typing slips, too little for unrelated words.
+  size_t best_distance = std::max<size_t>(1, word.size() / 3) + 1;
+  for (const std::string& w : words) {
+    std::vector<size_t> row(w.size() + 1);
+    std::iota(row.begin(), row.end(), size_t{0});
+    for (size_t i = 1; i <= word.size(); ++i) {
+      size_t diagonal = row[0];
+      row[0] = i;
+      for (size_t j = 1; j <= w.size(); ++j) {
+        const size_t up = row[j];
+        row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (word[i - 1] == w[j - 1] ? 0 : 1)});
+        diagonal = up;
+      }
+    }
+    if (row.back() < best_distance) best_distance = row.back(), best = w;
+  }
+  return best;
+}
+
+}  // namespace attnbench

@@ -1,0 +1,53 @@
+// Typed method parameters: specification, validation and access.
+#pragma once
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "methods/value.hpp"
+
+namespace attnbench {
+
+struct Problem;
+
+struct ParamSpec {
+  enum class Type : uint8_t { integer, number, boolean, choice, list };
+  std::string name;
+  Type type = Type::integer;
+  Value default_value;  ///< null: none, or taken from the problem
+  std::string meaning;
+  std::optional<double> min, max;    ///< inclusive, for integer and number (and list elements)
+  std::vector<std::string> choices;  ///< for choice
+  bool nullable = false;             ///< null is a value ("qk_scale: null")
+  /// The problem extent this parameter repeats ("channels", "heads", "grid[0]", "size[1]", "head_dim",
+  /// "causal", …). Left out, it takes the problem's value; given, it must agree with it.
+  std::string from_problem;
+};
+
+/// A complete, valid set of values. Built by resolve_params only.
+class Params {
+ public:
+  int64_t integer(const std::string& name) const;
+  double number(const std::string& name) const;
+  bool boolean(const std::string& name) const;
+  const std::string& choice(const std::string& name) const;
+  const Value& value(const std::string& name) const;
+  bool is_null(const std::string& name) const { return value(name).is_null(); }
+  const std::map<std::string, Value>& all() const { return values_; }
+
+ private:
+  friend Params resolve_params(const std::string&, const std::vector<ParamSpec>&,
+                               const std::map<std::string, Value>&, const Problem&);
+  std::map<std::string, Value> values_;
+};
+
+/// Fills defaults, converts (an int where a number is wanted), checks types, ranges and agreement with the
+/// problem. Throws UsageError listing every violation, a line each; unknown names get the nearest valid one.
+Params resolve_params(const std::string& method_id, const std::vector<ParamSpec>& specs,
+                      const std::map<std::string, Value>& given, const Problem& problem);
+
+/// The closest of `words` to `word` by edit distance, or empty when nothing is near.
+std::string nearest_word(const std::string& word, const std::vector<std::string>& words);
+
+}  // namespace attnbench
