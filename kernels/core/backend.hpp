@@ -1,11 +1,11 @@
 // The operator set as one abstract class. A backend implements what it can; the rest reports `unsupported`.
 //
 // Methods do not call these virtuals: they call the free function of the operator's contract header, e.g.
-// `attention(ctx, args)`, which validates the arguments, charges the cost ledger, and then dispatches here. So
-// validation and accounting exist once, whatever the backend.
+// `attention(ctx, args)`, which validates the arguments, charges the cost ledger, and then dispatches here.
+// So validation and accounting exist once, whatever the backend.
 //
-// Every operator fills tensors that the caller allocated; inputs and outputs may not overlap unless its header
-// says so. Adding an operator: one line below, a folder with its contract, cpu.cpp, cuda.cu and tests.
+// Every operator fills tensors that the caller allocated; inputs and outputs may not overlap unless its
+// header says so. Adding an operator: one line below, a folder with its contract, cpu.cpp, cuda.cu and tests.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -14,6 +14,7 @@
 
 #include "kernels/core/context.hpp"
 
+// clang-format off
 //      operator            arguments               contract
 #define ATTNBENCH_OPERATORS(X)                                                     \
   X(attention, AttentionArgs)               /* kernels/attention/attention.hpp */  \
@@ -30,6 +31,7 @@
   X(spectral_mask, SpectralMaskArgs)        /* kernels/fft/fft.hpp */              \
   X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */
+// clang-format on
 
 namespace attnbench {
 
@@ -51,7 +53,8 @@ class Backend {
   /// Waits for all work submitted through this backend. The CPU backend has nothing to wait for.
   virtual void synchronize() = 0;
 
-#define X(op, Args) virtual void op(Context&, const Args&) { not_implemented(#op); }
+#define X(op, Args) \
+  virtual void op(Context&, const Args&) { not_implemented(#op); }
   ATTNBENCH_OPERATORS(X)
 #undef X
 
