@@ -16,8 +16,11 @@ uint64_t stream_of(const std::string& name);
 /// platform gives the same doubles.
 double random_uniform(uint64_t seed, uint64_t stream, uint64_t index);
 double random_normal(uint64_t seed, uint64_t stream, uint64_t index);
+/// Quantile of the standard normal distribution for p in (0, 1), and its inverse.
+double normal_quantile(double p);
+double normal_probability(double x);
 
-/// A named input generator with structure (e.g. "local_decay"): fills one tensor. Registered in its own file.
+/// A named input generator: fills the float inputs of a method. Registered in its own file.
 struct Generator {
   std::string id, summary;
   std::vector<ParamSpec> params;
@@ -33,6 +36,13 @@ bool register_generator(Generator g);
 /// weights from `weights_file` (empty: seeded by their Init). Values are rounded to the tensor's dtype once.
 void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
                    const std::string& weights_file = {});
+/// One tensor by its own Init, on `ctx`'s device.
+Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryClass use);
+/// A host tensor converted to `dtype` (floats to floats, i32 to i32, u8 to u8) and moved to `ctx`'s device;
+/// DataError naming `what` when the types do not convert.
+Tensor to_device(Context& ctx, const Tensor& host, DType dtype, MemoryClass use, const std::string& what);
+/// A contiguous host copy, for writing files and comparing.
+Tensor to_host(Context& host, Context& ctx, const Tensor& t);
 
 /// One tensor of a file as read, on the host. I64 is narrowed to i32 (DataError when a value does not fit);
 /// BOOL is u8.

@@ -1,0 +1,181 @@
+// Makes and binds an instance's tensors from generators and files.
+#include <cmath>
+#include <filesystem>
+#include <vector>
+
+#include "inputs/inputs.hpp"
+
+namespace attnbench {
+
+namespace {
+
+/// A deleted or wrongly sized input of a whole case is easier to find with its file named.
+[[noreturn]] void missing(const std::string& what, const std::string& name, const std::string& file) {
+  throw DataError(file + ": " + what + " '" + name + "' is missing");
+}
+
+void store(const std::vector<double>& values, const Tensor& t) {
+  const int64_t n = t.numel();
+  if (t.dtype() == DType::i32) {
+    for (int64_t i = 0; i < n; ++i)
+      t.data<int32_t>()[i] = static_cast<int32_t>(values[static_cast<size_t>(i)]);
+  } else if (t.dtype() == DType::u8) {
+    for (int64_t i = 0; i < n; ++i)
+      t.data<uint8_t>()[i] = static_cast<uint8_t>(values[static_cast<size_t>(i)]);
+  } else {
+    convert(values.data(), DType::f64, t.raw(), t.dtype(), n);
+  }
+}
+
+/// Values of `init` for elements [begin, begin + n).
+void fill_values(const Init& init, uint64_t seed, uint64_t stream, int64_t begin, int64_t n, double* out) {
+  double low = 0, share = 1;
+  if (init.kind == Init::Kind::trunc_normal) {
+    low = normal_probability(-init.cut);
+    share = 1.0 - 2.0 * low;
+  }
+#pragma omp parallel for schedule(static) if (n > 4096)
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t at = static_cast<uint64_t>(begin + i);
+    switch (init.kind) {
+      case Init::Kind::normal:
+        out[i] = init.a + init.b * random_normal(seed, stream, at);
+        break;
+      case Init::Kind::trunc_normal:
+        out[i] = init.a + init.b * normal_quantile(low + share * random_uniform(seed, stream, at));
+        break;
+      case Init::Kind::uniform:
+        out[i] = init.a + (init.b - init.a) * random_uniform(seed, stream, at);
+        break;
+      case Init::Kind::constant:
+        out[i] = init.a;
+        break;
+      case Init::Kind::values:
+        out[i] = init.value(begin + i);
+        break;
+    }
+  }
+}
+
+bool wants_generator(const TensorSpec& spec, const Problem& problem) {
+  return is_float(spec.dtype) && !spec.optional && !problem.inputs.generator.empty();
+}
+
+}  // namespace
+
+Tensor to_device(Context& ctx, const Tensor& host, DType dtype, MemoryClass use, const std::string& what) {
+  const bool floats = is_float(host.dtype()) && is_float(dtype);
+  if (!floats && host.dtype() != dtype)
+    throw DataError(what + " has dtype " + std::string(name(host.dtype())) + ", but " +
+                    std::string(name(dtype)) + " is wanted");
+  Tensor t = ctx.allocate(dtype, host.shape(), use);
+  if (ctx.device() == DeviceKind::cpu) {
+    convert(host.raw(), host.dtype(), t.raw(), dtype, host.numel());
+    return t;
+  }
+  Context staging(cpu_backend(), ctx.threads());
+  Tensor s = staging.allocate(dtype, host.shape());
+  convert(host.raw(), host.dtype(), s.raw(), dtype, host.numel());
+  ctx.backend().copy_bytes(t.raw(), t.device(), s.raw(), DeviceKind::cpu, static_cast<size_t>(s.nbytes()));
+  return t;
+}
+
+Tensor to_host(Context& host, Context& ctx, const Tensor& t) {
+  Tensor h = host.allocate(t.dtype(), t.shape());
+  if (t.contiguous()) {
+    ctx.backend().copy_bytes(h.raw(), DeviceKind::cpu, t.raw(), t.device(), static_cast<size_t>(t.nbytes()));
+  } else {
+    copy(host, t, h);
+  }
+  return h;
+}
+
+Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryClass use) {
+  Tensor t = ctx.allocate(spec.dtype, spec.shape, use);
+  Context staging(cpu_backend(), ctx.threads());
+  const bool on_cpu = ctx.device() == DeviceKind::cpu;
+  const uint64_t stream = stream_of(spec.name);
+  // In pieces, so that filling a tensor never needs a second copy of it in doubles.
+  constexpr int64_t kPiece = int64_t{1} << 20;
+  const int64_t n = t.numel();
+  const int64_t element = static_cast<int64_t>(size_of(spec.dtype));
+  std::vector<double> values;
+  Tensor piece_host;
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t count = std::min(kPiece, n - begin);
+    values.resize(static_cast<size_t>(count));
+    fill_values(spec.init, seed, stream, begin, count, values.data());
+    char* at = static_cast<char*>(t.raw()) + begin * element;
+    if (on_cpu) {
+      store(values, Tensor::borrow(DeviceKind::cpu, spec.dtype, {count}, at));
+    } else {
+      piece_host = staging.allocate(spec.dtype, {count});
+      store(values, piece_host);
+      ctx.backend().copy_bytes(at, t.device(), piece_host.raw(), DeviceKind::cpu,
+                               static_cast<size_t>(count * element));
+    }
+  }
+  return t;
+}
+
+void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
+                   const std::string& weights_file) {
+  Context host(cpu_backend(), ctx.threads());
+  TensorMap inputs, weights;
+
+  TensorFile input_file;
+  if (!problem.inputs.file.empty()) {
+    if (std::filesystem::path(problem.inputs.file).extension() == ".npy") {
+      if (instance.input_specs().size() != 1)
+        throw DataError(problem.inputs.file + ": a .npy file holds one tensor, but the method reads " +
+                        std::to_string(instance.input_specs().size()) + "; use .safetensors");
+      input_file.tensors[instance.input_specs()[0].name] = read_npy(host, problem.inputs.file);
+    } else {
+      input_file = read_safetensors(host, problem.inputs.file);
+    }
+  }
+  for (const TensorSpec& spec : instance.input_specs()) {
+    if (!problem.inputs.file.empty()) {
+      const auto it = input_file.tensors.find(spec.name);
+      if (it != input_file.tensors.end()) {
+        inputs[spec.name] =
+            to_device(ctx, it->second, spec.dtype, MemoryClass::input, "input '" + spec.name + "'");
+      } else if (!spec.optional) {
+        missing("input", spec.name, problem.inputs.file);
+      }
+    } else if (wants_generator(spec, problem)) {
+      const Generator& g = find_generator(problem.inputs.generator);
+      const Params params = resolve_params(g.id, g.params, problem.inputs.arguments, problem);
+      std::vector<double> values(static_cast<size_t>(spec.shape.numel()));
+      g.fill(problem, params, spec, values);
+      Tensor h = host.allocate(spec.dtype, spec.shape);
+      store(values, h);
+      inputs[spec.name] = to_device(ctx, h, spec.dtype, MemoryClass::input, "input '" + spec.name + "'");
+    } else if (!spec.optional) {
+      inputs[spec.name] = make_tensor(ctx, spec, problem.seed, MemoryClass::input);
+    }
+  }
+  for (const auto& [key, t] : input_file.tensors)
+    if (!inputs.contains(key)) inputs[key] = t;  // bind() refuses it by name
+
+  TensorFile file;
+  if (!weights_file.empty()) file = read_safetensors(host, weights_file);
+  for (const TensorSpec& spec : instance.weight_specs()) {
+    if (!weights_file.empty()) {
+      const auto it = file.tensors.find(spec.name);
+      if (it != file.tensors.end()) {
+        weights[spec.name] =
+            to_device(ctx, it->second, spec.dtype, MemoryClass::weight, "weight '" + spec.name + "'");
+      } else if (!spec.optional) {
+        missing("weight", spec.name, weights_file);
+      }
+    } else if (!spec.optional) {
+      weights[spec.name] = make_tensor(ctx, spec, problem.seed, MemoryClass::weight);
+    }
+  }
+  for (const auto& [key, t] : file.tensors)
+    if (!weights.contains(key)) weights[key] = t;
+  instance.bind(inputs, weights);
+}
+
+}  // namespace attnbench

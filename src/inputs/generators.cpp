@@ -1,0 +1,93 @@
+// The registry of input generators, and the unstructured ones. Structured generators live in files of their
+// own.
+#include <algorithm>
+
+#include "inputs/inputs.hpp"
+
+namespace attnbench {
+
+namespace {
+
+std::vector<Generator>& storage() {
+  static std::vector<Generator> generators;
+  return generators;
+}
+
+ParamSpec number(const char* name, double value, const char* meaning, std::optional<double> min = {}) {
+  ParamSpec s;
+  s.name = name;
+  s.type = ParamSpec::Type::number;
+  s.default_value = value;
+  s.meaning = meaning;
+  s.min = min;
+  return s;
+}
+
+template <class F>
+void each(std::vector<double>& values, F f) {
+  const int64_t n = static_cast<int64_t>(values.size());
+#pragma omp parallel for schedule(static) if (n > 4096)
+  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = f(static_cast<uint64_t>(i));
+}
+
+void fill_normal(const Problem& problem, const Params& params, const TensorSpec& spec,
+                 std::vector<double>& values) {
+  const double mean = params.number("mean"), std = params.number("std");
+  const uint64_t stream = stream_of(spec.name);
+  each(values, [&](uint64_t i) { return mean + std * random_normal(problem.seed, stream, i); });
+}
+
+void fill_uniform(const Problem& problem, const Params& params, const TensorSpec& spec,
+                  std::vector<double>& values) {
+  const double low = params.number("low"), high = params.number("high");
+  if (!(low <= high)) throw UsageError("inputs: generator 'uniform' needs low <= high");
+  const uint64_t stream = stream_of(spec.name);
+  each(values, [&](uint64_t i) { return low + (high - low) * random_uniform(problem.seed, stream, i); });
+}
+
+void fill_constant(const Problem&, const Params& params, const TensorSpec&, std::vector<double>& values) {
+  std::fill(values.begin(), values.end(), params.number("value"));
+}
+
+const bool registered =
+    register_generator({"normal",
+                        "Independent normal values; one stream for each tensor name.",
+                        {number("mean", 0.0, "mean"), number("std", 1.0, "standard deviation", 0.0)},
+                        fill_normal}) &&
+    register_generator({"uniform",
+                        "Independent uniform values in (low, high).",
+                        {number("low", 0.0, "lower end"), number("high", 1.0, "upper end")},
+                        fill_uniform}) &&
+    register_generator(
+        {"constant", "One value everywhere.", {number("value", 0.0, "the value")}, fill_constant});
+
+}  // namespace
+
+const std::vector<Generator>& all_generators() {
+  static const bool sorted = [] {
+    std::sort(storage().begin(), storage().end(),
+              [](const Generator& a, const Generator& b) { return a.id < b.id; });
+    return true;
+  }();
+  (void)sorted;
+  return storage();
+}
+
+const Generator& find_generator(const std::string& id) {
+  std::vector<std::string> ids;
+  for (const Generator& g : all_generators()) {
+    if (g.id == id) return g;
+    ids.push_back(g.id);
+  }
+  const std::string near = nearest_word(id, ids);
+  throw UsageError(
+      "unknown input generator '" + id + "'" +
+      (near.empty() ? "; `attnbench list generators` shows all" : "; did you mean '" + near + "'?"));
+}
+
+bool register_generator(Generator g) {
+  storage().push_back(std::move(g));
+  return true;
+}
+
+}  // namespace attnbench
