@@ -90,6 +90,9 @@ class Instance {
   const std::vector<TensorSpec>& weight_specs() const { return weight_specs_; }
   /// Takes the tensors by name. Throws DataError on a missing, unknown or wrongly shaped one, naming it.
   void bind(const TensorMap& inputs, const TensorMap& weights);
+  /// What bind() took: verification hands the same tensors to the reference. Optional ones may be absent.
+  const TensorMap& inputs() const { return inputs_; }
+  const TensorMap& weights() const { return weights_; }
 
   /// What a user could cache across calls (a static plan): masks, index tables, FFT plans. Timed as
   /// `prepare`, reported beside the headline. Called once after bind, before the first run.
