@@ -24,11 +24,13 @@
   X(softmax, SoftmaxArgs)                   /* kernels/softmax/softmax.hpp */      \
   X(pointwise, PointwiseArgs)               /* kernels/elementwise/pointwise.hpp */\
   X(reduce, ReduceArgs)                     /* kernels/elementwise/reduce.hpp */   \
+  X(cast, CastArgs)                         /* kernels/elementwise/cast.hpp */     \
   X(gather_rows, GatherRowsArgs)            /* kernels/layout/layout.hpp */        \
   X(transpose_copy, TransposeCopyArgs)      /* kernels/layout/layout.hpp */        \
   X(patch_conv2d, PatchConv2dArgs)          /* kernels/conv/conv.hpp */            \
   X(fft2, Fft2Args)                         /* kernels/fft/fft.hpp */              \
   X(spectral_mask, SpectralMaskArgs)        /* kernels/fft/fft.hpp */              \
+  X(spectral_loss, SpectralLossArgs)        /* kernels/spectral_loss/spectral_loss.hpp */ \
   X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */
 // clang-format on
