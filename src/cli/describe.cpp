@@ -1,0 +1,175 @@
+// attnbench describe: all there is to know about one method, analysis or generator.
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <cmath>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/json.hpp"
+#include "cli/program.hpp"
+#include "cli/text.hpp"
+
+namespace attnbench {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+constexpr size_t kWidth = 100;
+
+std::string bound(double v) {
+  return v == std::floor(v) && std::fabs(v) < 1e15 ? fmt::format("{:.0f}", v) : Value(v).str();
+}
+
+std::string type_text(const ParamSpec& s) {
+  static const char* const words[] = {"integer", "number", "true or false", "", "list"};
+  std::string out = words[static_cast<int>(s.type)];
+  for (const std::string& c : s.choices) out += (out.empty() ? "" : " | ") + c;
+  if (s.min && s.max)
+    out += fmt::format(" {} to {}", bound(*s.min), bound(*s.max));
+  else if (s.min)
+    out += " >= " + bound(*s.min);
+  else if (s.max)
+    out += " <= " + bound(*s.max);
+  if (s.nullable) out += " | null";
+  return out;
+}
+
+std::string default_text(const ParamSpec& s) {
+  if (!s.from_problem.empty()) return "problem." + s.from_problem;
+  return s.default_value.is_null() && !s.nullable ? "-" : s.default_value.str();
+}
+
+class Page {
+ public:
+  explicit Page(bool color) : color_(color) {}
+  void title(const std::string& id, const std::string& title) {
+    out_ += styled(id, Style::bold, color_) + (title.empty() ? "" : ": " + title) + "\n";
+  }
+  void line(const std::string& key, const std::string& text) {
+    if (text.empty()) return;
+    out_ += fmt::format("  {:<10}", key) + wrap(text, kWidth - 12, std::string(12, ' ')) + "\n";
+  }
+  void section(const std::string& heading) { out_ += "\n" + styled(heading, Style::bold, color_) + "\n"; }
+  void text(const std::string& text) { out_ += "  " + wrap(text, kWidth - 2, "  ") + "\n"; }
+  /// Formulas: the layout is the author's, nothing is wrapped.
+  void verbatim(const std::string& text) {
+    std::string line;
+    for (char c : text + "\n") {
+      if (c != '\n') {
+        line += c;
+      } else {
+        out_ += line.empty() ? "\n" : "  " + line + "\n";
+        line.clear();
+      }
+    }
+  }
+  void raw(const std::string& text) { out_ += text; }
+  void params(const std::vector<ParamSpec>& specs) {
+    section("Parameters");
+    if (specs.empty()) return text("none");
+    using Align = TextTable::Align;
+    TextTable t(
+        {{"name", Align::left}, {"default", Align::left}, {"values", Align::left}, {"meaning", Align::left}});
+    for (const ParamSpec& s : specs) t.add({s.name, default_text(s), type_text(s), s.meaning});
+    out_ += t.str(color_, "  ");
+  }
+  bool color() const { return color_; }
+  const std::string& str() const { return out_; }
+
+ private:
+  std::string out_;
+  bool color_;
+};
+
+template <class T>
+std::string joined(const std::vector<T>& words) {
+  std::string s;
+  for (const T& w : words) s += (s.empty() ? "" : ", ") + std::string(name(w));
+  return s;
+}
+
+std::string method_page(const MethodInfo& info, bool color) {
+  Page page(color);
+  page.title(info.id, info.title);
+  page.raw("\n");
+  if (!info.summary.empty()) page.text(info.summary);
+  page.raw("\n");
+  page.line("paper", info.paper + (info.arxiv.empty() ? "" : " (arXiv:" + info.arxiv + ")"));
+  page.line("family", info.family);
+  page.line("problems", joined(info.kinds));
+  page.line("dtypes", joined(info.dtypes));
+  page.line("devices", joined(info.backends));
+  page.params(info.params);
+  if (!info.formula.empty()) page.section("Formulas"), page.verbatim(info.formula);
+  if (!info.cost.empty()) page.section("Cost"), page.verbatim(info.cost);
+  if (!info.figures.empty()) {
+    page.section("Published figures");
+    using Align = TextTable::Align;
+    TextTable t({{"what", Align::left},
+                 {"value", Align::left},
+                 {"against", Align::left},
+                 {"configuration", Align::left},
+                 {"where", Align::left}});
+    for (const PublishedFigure& f : info.figures)
+      t.add({f.what, f.value, f.baseline, f.configuration, f.where});
+    page.raw(t.str(color, "  "));
+  }
+  if (!info.notes.empty()) page.section("Notes");
+  for (const std::string& n : info.notes) page.raw("  - " + wrap(n, kWidth - 4, "    ") + "\n");
+  page.section("Problem");
+  page.text("Used by verify and analyze unless --problem changes it: " + info.example.str() + ".");
+  TextTable keys({{"key", TextTable::Align::left},
+                  {"type", TextTable::Align::left},
+                  {"example", TextTable::Align::left},
+                  {"meaning", TextTable::Align::left}});
+  const std::map<std::string, Value> example = problem_values(info.example);
+  for (const ProblemKey& k : problem_keys()) {
+    // Keys of other kinds of problem would only be in the way.
+    bool mine = std::string(k.kinds) == "all";
+    for (ProblemKind kind : info.kinds) mine |= std::string(k.kinds).find(name(kind)) != std::string::npos;
+    if (!mine) continue;
+    const auto it = example.find(k.key);
+    keys.add({k.key, k.type, it == example.end() ? "-" : it->second.str(), k.meaning});
+  }
+  page.raw(keys.str(color, "  "));
+  return page.str();
+}
+
+int describe(const std::string& id, const GlobalOptions& global) {
+  std::vector<std::string> known;
+  for (const Method* m : all_methods()) {
+    known.push_back(m->info().id);
+    if (m->info().id != id) continue;
+    if (global.json)
+      print_json(to_json(m->info()));
+    else
+      print_data(method_page(m->info(), global.color));
+    return kDone;
+  }
+  const std::string near = nearest_word(id, known);
+  throw UsageError("there is no method, analysis or generator '" + id + "'" +
+                   (near.empty() ? "; `attnbench list` shows all" : "; did you mean '" + near + "'?"));
+}
+
+const bool registered = register_command(
+    {.name = "describe",
+     .order = 21,
+     .add =
+         [](CLI::App& sub, const GlobalOptions& global) {
+           auto id = std::make_shared<std::string>();
+           sub.add_option("NAME", *id, "a method, an analysis or an input generator")
+               ->required()
+               ->type_name("DESCRIBED");
+           sub.footer(
+               "Examples:\n"
+               "  attnbench describe hilo\n"
+               "  attnbench describe hilo --json");
+           return [id, &global] { return describe(*id, global); };
+         },
+     .summary =
+         "parameters, formulas, paper, published figures and notes of one method, analysis or generator"});
+
+}  // namespace
+
+}  // namespace attnbench

@@ -1,0 +1,138 @@
+// attnbench list: what there is to run.
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/json.hpp"
+#include "cli/paths.hpp"
+#include "cli/program.hpp"
+#include "cli/text.hpp"
+
+namespace attnbench {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+/// One kind of thing that can be listed.
+struct Section {
+  std::string name;
+  std::vector<std::string> (*ids)();
+  Json (*json)();
+  std::string (*table)(bool color);
+};
+
+std::string dtypes_text(const MethodInfo& info) {
+  std::string s;
+  for (DType t : info.dtypes) s += (s.empty() ? "" : " ") + std::string(name(t));
+  return s;
+}
+
+std::string kinds_text(const MethodInfo& info) {
+  std::string s;
+  for (ProblemKind k : info.kinds) s += (s.empty() ? "" : " ") + std::string(name(k));
+  return s;
+}
+
+std::string devices_text(const MethodInfo& info) {
+  std::string s;
+  for (DeviceKind d : info.backends) s += (s.empty() ? "" : " ") + std::string(name(d));
+  return s;
+}
+
+std::vector<std::string> method_ids() {
+  std::vector<std::string> ids;
+  for (const Method* m : all_methods()) ids.push_back(m->info().id);
+  return ids;
+}
+
+Json methods_json() {
+  Json list = Json::array();
+  for (const Method* m : all_methods()) list.push_back(to_json(m->info()));
+  return list;
+}
+
+std::string methods_table(bool color) {
+  using Align = TextTable::Align;
+  TextTable t({{"method", Align::left},
+               {"title", Align::left},
+               {"family", Align::left},
+               {"problems", Align::left},
+               {"dtypes", Align::left},
+               {"devices", Align::left}});
+  for (const Method* m : all_methods()) {
+    const MethodInfo& i = m->info();
+    t.add({i.id, i.title, i.family, kinds_text(i), dtypes_text(i), devices_text(i)});
+  }
+  return t.str(color, "  ");
+}
+
+Json suites_json() {
+  Json list = Json::array();
+  for (const std::string& s : bundled_suites()) list.push_back({{"file", s}});
+  return list;
+}
+
+std::string suites_table(bool) {
+  std::string out;
+  for (const std::string& s : bundled_suites()) out += "  " + s + "\n";
+  return out;
+}
+
+const std::vector<Section>& sections() {
+  static const std::vector<Section> all{
+      {"methods", method_ids, methods_json, methods_table},
+      {"suites", bundled_suites, suites_json, suites_table},
+  };
+  return all;
+}
+
+struct Options {
+  std::string what;
+  bool names = false;
+};
+
+int list(const Options& o, const GlobalOptions& global) {
+  Json all = Json::object();
+  for (const Section& s : sections()) {
+    if (!o.what.empty() && o.what != s.name) continue;
+    if (o.names) {
+      for (const std::string& id : s.ids()) print_data(id + "\n");
+    } else if (global.json) {
+      all[s.name] = s.json();
+    } else {
+      print_data(styled(s.name, Style::bold, global.color) + "\n" + s.table(global.color) + "\n");
+    }
+  }
+  if (global.json && !o.names) print_json(all);
+  return kDone;
+}
+
+const bool registered =
+    register_command({.name = "list",
+                      .order = 20,
+                      .add =
+                          [](CLI::App& sub, const GlobalOptions& global) {
+                            auto o = std::make_shared<Options>();
+                            std::vector<std::string> words;
+                            for (const Section& s : sections()) words.push_back(s.name);
+                            std::string choices;
+                            for (const std::string& w : words) choices += (choices.empty() ? "" : ",") + w;
+                            sub.add_option("WHAT", o->what, fmt::format("only one kind: {}", choices))
+                                ->check(CLI::IsMember(words))
+                                ->type_name("{" + choices + "}");
+                            sub.add_flag("--names", o->names, "only the names, one a line (for scripts)");
+                            sub.footer(
+                                "Examples:\n"
+                                "  attnbench list\n"
+                                "  attnbench list methods --names\n"
+                                "  attnbench list --json | jq '.methods[].id'");
+                            return [o, &global] { return list(*o, global); };
+                          },
+                      .summary = "list methods, analyses, input generators and suites"});
+
+}  // namespace
+
+}  // namespace attnbench
