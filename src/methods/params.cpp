@@ -132,18 +132,20 @@ std::string nearest_word(const std::string& word, const std::vector<std::string>
   // Up to a third of the word may differ: enough for typing slips, too little for unrelated words.
   size_t best_distance = std::max<size_t>(1, word.size() / 3) + 1;
   for (const std::string& w : words) {
-    std::vector<size_t> row(w.size() + 1);
-    std::iota(row.begin(), row.end(), size_t{0});
+    // Optimal string alignment: insertions, deletions, substitutions and swaps of neighbours cost 1 each.
+    std::vector<size_t> before, last(w.size() + 1), row(w.size() + 1);
+    std::iota(last.begin(), last.end(), size_t{0});
     for (size_t i = 1; i <= word.size(); ++i) {
-      size_t diagonal = row[0];
       row[0] = i;
       for (size_t j = 1; j <= w.size(); ++j) {
-        const size_t up = row[j];
-        row[j] = std::min({row[j] + 1, row[j - 1] + 1, diagonal + (word[i - 1] == w[j - 1] ? 0 : 1)});
-        diagonal = up;
+        row[j] = std::min({last[j] + 1, row[j - 1] + 1, last[j - 1] + (word[i - 1] == w[j - 1] ? 0 : 1)});
+        if (i > 1 && j > 1 && word[i - 1] == w[j - 2] && word[i - 2] == w[j - 1])
+          row[j] = std::min(row[j], before[j - 2] + 1);
       }
+      before = last;
+      last = row;
     }
-    if (row.back() < best_distance) best_distance = row.back(), best = w;
+    if (last.back() < best_distance) best_distance = last.back(), best = w;
   }
   return best;
 }
