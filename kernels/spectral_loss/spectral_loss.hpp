@@ -13,8 +13,8 @@
 // the channels; map f32 [B, C, H, W], centred order, l before the mask weighting; loss f32 [1]. All
 // contiguous. Sums are f64 over fixed rows, so the result does not depend on the number of threads. Nothing
 // may overlap. Cost per element of the full grid: elementwise 4 (power, + 1e-12), 3 for the masked sum or 1
-// for the mean, 4 with focal (maximum, clamp, product); special 1 (root), 1 for gamma != 1, with focal 1
-// (division) or 2 (its own power when focal_gamma != 2; every exponent but 2 costs one), 1 for focal_log.
+// for the mean, 4 with focal (maximum, clamp, product); special 1 (root), 1 for gamma != 1; with focal 1
+// (division), 1 for a focal_gamma other than 2 and 1 for focal_log.
 #pragma once
 #include "kernels/core/context.hpp"
 

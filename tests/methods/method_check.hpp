@@ -1,0 +1,104 @@
+// Runs one method on generated inputs beside its reference, for tests: poisoned outputs, ledger, comparison.
+#pragma once
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "inputs/inputs.hpp"
+#include "kernels/core/backend.hpp"
+#include "methods/method.hpp"
+#include "reference/compare.hpp"
+#include "reference/reference.hpp"
+#include "tests/catch.hpp"
+
+namespace attnbench::testing {
+
+using ParamMap = std::map<std::string, Value>;
+
+/// A method instance on its own context with inputs bound.
+struct Trial {
+  std::unique_ptr<Context> ctx;
+  Params params;
+  Problem problem;
+  std::string method;
+  std::unique_ptr<Instance> instance;
+
+  /// Fills every output with NaN, prepares and runs once; the ledger holds that run.
+  void run() {
+    instance->prepare(*ctx);
+    for (const auto& [key, t] : instance->outputs()) {
+      if (!is_float(t.dtype())) continue;
+      const double nan = std::numeric_limits<double>::quiet_NaN();
+      for (int64_t i = 0; i < t.numel(); ++i)
+        convert(&nan, DType::f64, static_cast<char*>(t.raw()) + i * static_cast<int64_t>(size_of(t.dtype())),
+                t.dtype(), 1);
+    }
+    ctx->cost().reset();
+    instance->run(*ctx);
+  }
+  RefMap reference() const {
+    return find_reference(method)(problem, params, to_reference(instance->inputs()),
+                                  to_reference(instance->weights()));
+  }
+  RefTensor output(const std::string& name) const { return to_reference(instance->outputs().at(name)); }
+};
+
+inline Trial make_trial(const std::string& method, const Problem& problem, const ParamMap& given = {},
+                        int threads = 2) {
+  Trial t;
+  t.method = method;
+  t.problem = problem;
+  check_problem(problem);
+  t.ctx = std::make_unique<Context>(cpu_backend(), threads);
+  const Method& m = find_method(method);
+  t.params = resolve_params(method, m.info().params, given, problem);
+  t.instance = m.make(*t.ctx, problem, t.params);
+  fill_instance(*t.ctx, *t.instance, problem);
+  return t;
+}
+
+/// Replaces bound tensors (shapes and dtypes checked by bind).
+inline void rebind(Trial& t, const TensorMap& inputs, const TensorMap& weights = {}) {
+  TensorMap i = t.instance->inputs(), w = t.instance->weights();
+  for (const auto& [key, tensor] : inputs) i[key] = tensor;
+  for (const auto& [key, tensor] : weights) w[key] = tensor;
+  t.instance->bind(i, w);
+}
+
+/// A host tensor of the given values.
+inline Tensor host_tensor(Context& ctx, const Shape& shape, const std::vector<double>& values,
+                          DType dtype = DType::f32) {
+  Tensor t = ctx.allocate(dtype, shape);
+  convert(values.data(), DType::f64, t.raw(), dtype, t.numel());
+  return t;
+}
+
+/// Relative L2 bound after `roundings` independent roundings of the storage type (half an epsilon each) on
+/// top of f32 arithmetic, whose sums of a few thousand terms stay below 32 f32 epsilons relative to the norm.
+inline double tolerance(DType dtype, double roundings) {
+  return 32 * epsilon_of(DType::f32) + (dtype == DType::f32 ? 0.0 : roundings * epsilon_of(dtype) / 2);
+}
+
+/// Runs, and checks every output against the reference and the ledger against the closed form.
+inline void check_trial(Trial& t, double roundings) {
+  t.run();
+  const RefMap want = t.reference();
+  const TensorMap outputs = t.instance->outputs();
+  REQUIRE(want.size() == outputs.size());
+  for (const auto& [key, tensor] : outputs) {
+    REQUIRE(want.contains(key));
+    const Comparison c = compare(to_reference(tensor), want.at(key));
+    INFO(t.method << " " << t.problem.str() << ", output " << key << ": " << c.worst);
+    CHECK(c.relative_l2 <= tolerance(t.problem.dtype, roundings));
+  }
+  const Cost counted = t.ctx->cost().total(), formula = t.instance->cost().cost;
+  INFO(t.method << " " << t.problem.str());
+  CHECK(counted.matmul == formula.matmul);
+  CHECK(counted.elementwise == formula.elementwise);
+  CHECK(counted.special == formula.special);
+  CHECK(counted.bytes_read == formula.bytes_read);
+  CHECK(counted.bytes_written == formula.bytes_written);
+}
+
+}  // namespace attnbench::testing
