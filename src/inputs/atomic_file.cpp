@@ -33,7 +33,9 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   const auto target = std::filesystem::weakly_canonical(path_, ignored);
   if (!ignored) path_ = target.string();
   temporary_ = path_ + ".tmp." + std::to_string(::getpid());
-  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  struct stat old = {};
+  const mode_t mode = ::stat(path_.c_str(), &old) == 0 ? old.st_mode & 0777 : 0666;  // as it was, or by umask
+  fd_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
   if (fd_ < 0) {
     temporary_.clear();
     fail("cannot be created");

@@ -10,7 +10,8 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "report/atomic_file.hpp"
+#include "inputs/atomic_file.hpp"
+#include "report/files.hpp"
 #include "report/results_json.hpp"
 
 namespace attnbench {

@@ -8,7 +8,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "report/atomic_file.hpp"
+#include "inputs/atomic_file.hpp"
+#include "report/files.hpp"
 #include "report/results_json.hpp"
 #include "tests/catch.hpp"
 #include "tests/report/sample_run.hpp"
@@ -301,7 +302,7 @@ TEST_CASE("atomic writing follows links, keeps permissions and names what is wro
   write_file_atomically("/dev/null", "x");
   CHECK_THAT(message_of([] { write_file_atomically("/dev/full", "x"); }),
              ContainsSubstring("No space left on device"));
-  CHECK_THAT(message_of([&] { write_file_atomically(dir.path, "x"); }), ContainsSubstring("is a directory"));
+  CHECK_THAT(message_of([&] { write_file_atomically(dir.path, "x"); }), ContainsSubstring("Is a directory"));
   CHECK_THAT(message_of([&] { write_file_atomically(dir.path + "/no/r", "x"); }),
              ContainsSubstring("No such file or directory"));
   CHECK_THAT(message_of([&] { require_writable(dir.path + "/no/r"); }), ContainsSubstring(dir.path + "/no"));

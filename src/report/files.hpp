@@ -1,16 +1,11 @@
-// Files that appear whole or not at all. Not for files that grow: see journal.hpp.
+// What reports need of files beside writing them whole, which inputs/atomic_file.hpp does.
 #pragma once
 #include <string>
 
 namespace attnbench {
 
-/// Writes `text` to a temporary file beside `path`, syncs it, renames it over `path` and syncs the directory.
-/// Links are followed; devices and pipes are written directly. Throws Error with errno's text; what was at
-/// `path` before is then still there, and no temporary file is left.
-void write_file_atomically(const std::string& path, const std::string& text);
-
 /// Throws UsageError when `path` cannot be written later (no such directory, no permission, a directory):
-/// for checks before hours of measuring.
+/// for checks before hours of measuring. Makes nothing.
 void require_writable(const std::string& path);
 
 /// Makes a new or renamed entry of the directory survive a power cut. Says nothing where a file system

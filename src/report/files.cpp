@@ -1,4 +1,4 @@
-#include "report/atomic_file.hpp"
+#include "report/files.hpp"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -29,47 +29,7 @@ std::string resolved(const std::string& path) {
   return realpath(path.c_str(), buffer) ? std::string(buffer) : path;
 }
 
-/// Empty when all was written, errno's text otherwise.
-std::string write_all(int fd, const std::string& text) {
-  size_t done = 0;
-  while (done < text.size()) {
-    const ssize_t n = ::write(fd, text.data() + done, text.size() - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return n < 0 ? reason() : "nothing was accepted";
-    done += static_cast<size_t>(n);
-  }
-  return "";
-}
-
 }  // namespace
-
-void write_file_atomically(const std::string& path, const std::string& text) {
-  const std::string target = resolved(path);
-  struct stat info = {};
-  const bool exists = ::stat(target.c_str(), &info) == 0;
-  if (exists && S_ISDIR(info.st_mode)) throw Error("cannot write '" + path + "': it is a directory");
-  if (exists && !S_ISREG(info.st_mode)) {
-    const int fd = ::open(target.c_str(), O_WRONLY | O_CLOEXEC);
-    if (fd < 0) throw Error("cannot write '" + path + "': " + reason());
-    std::string wrong = write_all(fd, text);
-    if (::close(fd) != 0 && wrong.empty()) wrong = reason();
-    if (!wrong.empty()) throw Error("cannot write '" + path + "': " + wrong);
-    return;
-  }
-  const std::string temporary = target + "." + std::to_string(::getpid()) + ".tmp";
-  const mode_t mode = exists ? info.st_mode & 07777 : 0666;
-  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
-  if (fd < 0) throw Error("cannot write '" + temporary + "': " + reason());
-  std::string wrong = write_all(fd, text);
-  if (wrong.empty() && ::fsync(fd) != 0) wrong = reason();
-  if (::close(fd) != 0 && wrong.empty()) wrong = reason();
-  if (wrong.empty() && ::rename(temporary.c_str(), target.c_str()) != 0) wrong = reason();
-  if (!wrong.empty()) {
-    ::unlink(temporary.c_str());
-    throw Error("cannot write '" + path + "': " + wrong);
-  }
-  sync_directory_of(target);
-}
 
 void sync_directory_of(const std::string& path) {
   const int dir = ::open(directory_of(path).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
