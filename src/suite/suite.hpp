@@ -49,6 +49,7 @@ struct Claim {
   std::string id;
   std::string expression;
   double published = 0;
+  std::string published_text;     ///< as written: "298.30" says how many digits were published
   double tolerance = 0;           ///< relative share (0.15 for "15%"); 0: exact to the published digits
   std::string compare = "equal";  ///< equal | at_least | at_most: which side of published ± tolerance holds
   std::string where;              ///< source of the figure
@@ -63,6 +64,8 @@ struct Suite {
   MeasureConfig measure;
   std::vector<std::string> measures;  ///< time, flops, memory, error
   std::vector<std::string> analyses;
+  /// What the suite gives an analysis, by analysis id; those without arguments are not in it.
+  std::map<std::string, std::map<std::string, Value>> analysis_params;
   std::string baseline;  ///< base name; empty: none
   std::vector<Case> cases;
   std::vector<Claim> claims;
