@@ -9,6 +9,7 @@
 #include "cli/json.hpp"
 #include "cli/program.hpp"
 #include "cli/text.hpp"
+#include "inputs/inputs.hpp"
 
 namespace attnbench {
 
@@ -136,6 +137,22 @@ std::string method_page(const MethodInfo& info, bool color) {
   return page.str();
 }
 
+std::string generator_page(const Generator& g, bool color) {
+  Page page(color);
+  page.title(g.id, "input generator");
+  page.raw("\n");
+  page.text(g.summary);
+  page.params(g.params);
+  page.section("Use");
+  page.raw("  in a suite:   problem: { inputs: { generator: " + g.id +
+           (g.params.empty() ? "" : ", " + g.params[0].name + ": " + g.params[0].default_value.str()) +
+           " } }\n");
+  page.raw("  in a command: --problem inputs=" + g.id +
+           (g.params.empty() ? "" : " inputs." + g.params[0].name + "=" + g.params[0].default_value.str()) +
+           "\n");
+  return page.str();
+}
+
 int describe(const std::string& id, const GlobalOptions& global) {
   std::vector<std::string> known;
   for (const Method* m : all_methods()) {
@@ -145,6 +162,15 @@ int describe(const std::string& id, const GlobalOptions& global) {
       print_json(to_json(m->info()));
     else
       print_data(method_page(m->info(), global.color));
+    return kDone;
+  }
+  for (const Generator& g : all_generators()) {
+    known.push_back(g.id);
+    if (g.id != id) continue;
+    if (global.json)
+      print_json({{"id", g.id}, {"summary", g.summary}, {"params", to_json(g.params)}});
+    else
+      print_data(generator_page(g, global.color));
     return kDone;
   }
   const std::string near = nearest_word(id, known);

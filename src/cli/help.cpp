@@ -71,7 +71,7 @@ std::string option_names(const CLI::Option& option) {
 }
 
 std::string option_value_word(const CLI::Option& option) {
-  if (option.get_type_size() == 0) return "";
+  if (option.get_items_expected_max() == 0) return "";
   const std::string type = option.get_type_name();
   // "WHEN:{auto,always}" is shown as its choices; "TEXT:PATH(existing)" and its like as their first word.
   const size_t open = type.find('{');
@@ -81,7 +81,8 @@ std::string option_value_word(const CLI::Option& option) {
       if (c == ',') c = '|';
     return choices;
   }
-  return type.substr(0, type.find(':'));
+  const std::string word = type.substr(0, type.find(':'));
+  return option.get_expected_max() > 1 && !option.get_positional() ? word + " ..." : word;
 }
 
 std::shared_ptr<CLI::FormatterBase> help_formatter() { return std::make_shared<Formatter>(); }

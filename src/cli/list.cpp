@@ -9,6 +9,7 @@
 #include "cli/paths.hpp"
 #include "cli/program.hpp"
 #include "cli/text.hpp"
+#include "inputs/inputs.hpp"
 
 namespace attnbench {
 
@@ -69,6 +70,25 @@ std::string methods_table(bool color) {
   return t.str(color, "  ");
 }
 
+std::vector<std::string> generator_ids() {
+  std::vector<std::string> ids;
+  for (const Generator& g : all_generators()) ids.push_back(g.id);
+  return ids;
+}
+
+Json generators_json() {
+  Json list = Json::array();
+  for (const Generator& g : all_generators())
+    list.push_back({{"id", g.id}, {"summary", g.summary}, {"params", to_json(g.params)}});
+  return list;
+}
+
+std::string generators_table(bool color) {
+  TextTable t({{"generator", TextTable::Align::left}, {"summary", TextTable::Align::left}});
+  for (const Generator& g : all_generators()) t.add({g.id, g.summary});
+  return t.str(color, "  ");
+}
+
 Json suites_json() {
   Json list = Json::array();
   for (const std::string& s : bundled_suites()) list.push_back({{"file", s}});
@@ -84,6 +104,7 @@ std::string suites_table(bool) {
 const std::vector<Section>& sections() {
   static const std::vector<Section> all{
       {"methods", method_ids, methods_json, methods_table},
+      {"generators", generator_ids, generators_json, generators_table},
       {"suites", bundled_suites, suites_json, suites_table},
   };
   return all;

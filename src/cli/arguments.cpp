@@ -1,0 +1,114 @@
+#include "cli/arguments.hpp"
+
+#include <algorithm>
+#include <charconv>
+
+#include "kernels/core/cuda_loader.hpp"
+#include "kernels/core/error.hpp"
+#include "methods/params.hpp"
+
+namespace attnbench {
+
+namespace {
+
+std::string trimmed(const std::string& s) {
+  const size_t begin = s.find_first_not_of(' ');
+  return begin == std::string::npos ? "" : s.substr(begin, s.find_last_not_of(' ') - begin + 1);
+}
+
+template <class T>
+bool read_all(const std::string& s, T& value) {
+  const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
+  return error == std::errc() && end == s.data() + s.size();
+}
+
+Value typed(const std::string& text, const std::string& place) {
+  const std::string s = trimmed(text);
+  if (s == "null" || s == "~") return Value();
+  if (s == "true" || s == "false") return s == "true";
+  if (!s.empty() && s.front() == '[') {
+    if (s.back() != ']') throw UsageError(place + ": the list '" + s + "' is not closed by ']'");
+    Value::List list;
+    const std::string inner = s.substr(1, s.size() - 2);
+    for (size_t begin = 0, depth = 0, i = 0; i <= inner.size(); ++i) {
+      if (i < inner.size() && inner[i] == '[') ++depth;
+      if (i < inner.size() && inner[i] == ']' && depth) --depth;
+      if (i < inner.size() && (inner[i] != ',' || depth)) continue;
+      const std::string element = trimmed(inner.substr(begin, i - begin));
+      begin = i + 1;
+      if (element.empty() && i == inner.size() && list.empty()) break;
+      if (element.empty()) throw UsageError(place + ": the list '" + s + "' has an empty element");
+      list.push_back(typed(element, place));
+    }
+    return list;
+  }
+  if (s.size() >= 2 && (s.front() == '"' || s.front() == '\'') && s.back() == s.front())
+    return s.substr(1, s.size() - 2);
+  const bool numeric =
+      !s.empty() && s.find_first_not_of("0123456789", s.front() == '-') == std::string::npos && s != "-";
+  if (numeric) {
+    int64_t i = 0;
+    if (!read_all(s, i)) throw UsageError(place + ": " + s + " does not fit 64 bits");
+    return i;
+  }
+  double d = 0;
+  if (!s.empty() && s.find_first_of("0123456789") != std::string::npos && read_all(s, d)) return d;
+  return s;
+}
+
+}  // namespace
+
+std::map<std::string, Value> key_values(const std::string& option, const std::vector<std::string>& words) {
+  std::map<std::string, Value> out;
+  for (const std::string& w : words) {
+    const size_t at = w.find('=');
+    if (at == std::string::npos || at == 0)
+      throw UsageError(option + ": '" + w + "' is not of the form key=value");
+    const std::string key = w.substr(0, at);
+    if (!out.emplace(key, typed(w.substr(at + 1), option + " " + key)).second)
+      throw UsageError(option + ": '" + key + "' is given twice");
+  }
+  return out;
+}
+
+void set_problem(Problem& problem, const std::map<std::string, Value>& keys) {
+  for (const auto& [key, value] : keys) {
+    if (key == "inputs" || key == "inputs.generator") {
+      problem.inputs.generator = value.str();
+    } else if (key == "inputs.file") {
+      problem.inputs.file = value.str();
+    } else if (key.starts_with("inputs.")) {
+      problem.inputs.arguments[key.substr(7)] = value;
+    } else {
+      set_problem_key(problem, key, value);
+    }
+  }
+  if (!problem.inputs.arguments.empty() && problem.inputs.generator.empty())
+    throw UsageError("problem.inputs: arguments are given, but no generator (inputs=NAME)");
+}
+
+std::vector<std::string> comma_list(const std::string& option, const std::string& text) {
+  std::vector<std::string> words;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    words.push_back(trimmed(text.substr(begin, end - begin)));
+    if (words.back().empty()) throw UsageError(option + ": '" + text + "' has an empty word");
+    begin = end + 1;
+  }
+  return words;
+}
+
+Backend& backend_of(const std::string& device) {
+  if (device == "cpu") return cpu_backend();
+  if (device != "cuda") {
+    const std::string near = nearest_word(device, {"cpu", "cuda"});
+    throw UsageError("unknown device '" + device + "'" +
+                     (near.empty() ? "; valid: cpu, cuda" : "; did you mean '" + near + "'?"));
+  }
+  std::string why;
+  Backend* backend = cuda_backend(why);
+  if (!backend) throw Unsupported("the device cuda is not usable here: " + why);
+  return *backend;
+}
+
+}  // namespace attnbench
