@@ -61,8 +61,10 @@ ApplyRequest read_case_file(const std::string& path) {
   ApplyRequest r;
   try {
     r.method = j.at("method").get<std::string>();
-    for (const auto& [key, value] : j.value("params", json::object()).items())
-      r.params[key] = to_value(value, path + ": params." + key);
+    // Named, because a range-for does not keep alive what a temporary's items() points into.
+    const json params = j.value("params", json::object());
+    const json absolute = j.value("absolute_tolerance", json::object());
+    for (const auto& [key, value] : params.items()) r.params[key] = to_value(value, path + ": params." + key);
     for (const auto& [key, value] : j.at("problem").items()) {
       try {
         set_problem_key(r.problem, key, to_value(value, path + ": problem." + key));
@@ -71,8 +73,7 @@ ApplyRequest read_case_file(const std::string& path) {
       }
     }
     r.tolerance = j.value("tolerance", 1e-5);
-    for (const auto& [key, value] : j.value("absolute_tolerance", json::object()).items())
-      r.absolute_tolerance[key] = value.get<double>();
+    for (const auto& [key, value] : absolute.items()) r.absolute_tolerance[key] = value.get<double>();
   } catch (const json::exception& e) {
     throw DataError(path + ": " + e.what());
   }
