@@ -12,20 +12,6 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// A host tensor with the same elements: itself where it is, a contiguous copy where it is not.
-Tensor on_host(Context& ctx, const Tensor& t) {
-  if (!t || t.device() == DeviceKind::cpu) return t;
-  Tensor packed = t;
-  if (!t.contiguous()) {
-    packed = ctx.allocate(t.dtype(), t.shape());
-    transpose_copy(ctx, {t, packed});
-  }
-  Context host(cpu_backend(), 1);
-  Tensor copied = host.allocate(t.dtype(), t.shape());
-  copy(ctx, packed, copied);
-  return copied;
-}
-
 float element(const Tensor& t, int64_t offset) {
   switch (t.dtype()) {
     case DType::f32:
@@ -210,6 +196,19 @@ int64_t keys_of(const AttentionArgs& a) {
 }
 
 }  // namespace
+
+Tensor on_host(Context& ctx, const Tensor& t) {
+  if (!t || t.device() == DeviceKind::cpu) return t;
+  Tensor packed = t;
+  if (!t.contiguous()) {
+    packed = ctx.allocate(t.dtype(), t.shape());
+    transpose_copy(ctx, {t, packed});
+  }
+  Context host(cpu_backend(), 1);
+  Tensor copied = host.allocate(t.dtype(), t.shape());
+  copy(ctx, packed, copied);
+  return copied;
+}
 
 void band_intervals(const ElementRule& rule, int64_t i, int64_t queries, int64_t keys, Intervals& out) {
   const int64_t centre = i + (rule.offset == ElementRule::kAlignEnds ? keys - queries : rule.offset);

@@ -38,4 +38,7 @@ int64_t band_pair_count(const ElementRule& rule, int64_t queries, int64_t keys);
 /// N, D].
 Tensor split_heads(const Tensor& x, int64_t heads);
 
+/// A host tensor with the same elements: itself where it is, a contiguous copy where it is not.
+Tensor on_host(Context& ctx, const Tensor& t);
+
 }  // namespace attnbench

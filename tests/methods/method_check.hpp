@@ -1,9 +1,13 @@
 // Runs one method on generated inputs beside its reference, for tests: poisoned outputs, ledger, comparison.
 #pragma once
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "inputs/inputs.hpp"
 #include "kernels/core/backend.hpp"
@@ -58,6 +62,33 @@ inline Trial make_trial(const std::string& method, const Problem& problem, const
   return t;
 }
 
+/// A heads-form sequence problem.
+inline Problem heads_problem(int64_t batch, int64_t heads, int64_t kv_heads, int64_t n, int64_t m, int64_t d,
+                             bool causal, DType dtype = DType::f32) {
+  Problem p;
+  p.batch = batch;
+  p.heads = heads;
+  p.kv_heads = kv_heads;
+  p.length = n;
+  p.kv_length = m;
+  p.head_dim = d;
+  p.causal = causal;
+  p.dtype = dtype;
+  return p;
+}
+
+/// A reference tensor of the given values.
+inline RefTensor ref_tensor(std::vector<int64_t> shape, std::vector<double> values) {
+  RefTensor t(std::move(shape));
+  t.data = std::move(values);
+  return t;
+}
+
+/// Parameters of a method, resolved.
+inline Params params_of(const std::string& method, const Problem& problem, const ParamMap& given = {}) {
+  return resolve_params(method, find_method(method).info().params, given, problem);
+}
+
 /// Replaces bound tensors (shapes and dtypes checked by bind).
 inline void rebind(Trial& t, const TensorMap& inputs, const TensorMap& weights = {}) {
   TensorMap i = t.instance->inputs(), w = t.instance->weights();
@@ -78,6 +109,51 @@ inline Tensor host_tensor(Context& ctx, const Shape& shape, const std::vector<do
 /// top of f32 arithmetic, whose sums of a few thousand terms stay below 32 f32 epsilons relative to the norm.
 inline double tolerance(DType dtype, double roundings) {
   return 32 * epsilon_of(DType::f32) + (dtype == DType::f32 ? 0.0 : roundings * epsilon_of(dtype) / 2);
+}
+
+/// Rows of head (b, h) against the statistics taken inside the operator: rows sum to 1 (0 where nothing is
+/// visible), hold as many positive entries as keys are visible, and have the reported entropy.
+inline void check_rows_and_stats(Trial& t) {
+  t.run();
+  const auto stats = t.instance->row_stats(*t.ctx);
+  REQUIRE(stats.has_value());
+  const Shape shape = stats->entropy.shape();
+  const int64_t keys = t.instance->keys(0);
+  const auto pairs = t.instance->pairs();
+  REQUIRE(pairs.has_value());
+  double worst = 0;
+  int64_t wrong = 0;
+  std::vector<float> rows;
+  Intervals visible;
+  for (int64_t b = 0; b < shape[0]; ++b)
+    for (int64_t h = 0; h < shape[1]; ++h) {
+      REQUIRE(t.instance->rows(*t.ctx, b, h, 0, shape[2], rows));
+      REQUIRE(rows.size() == static_cast<size_t>(shape[2] * keys));
+      for (int64_t i = 0; i < shape[2]; ++i) {
+        const int64_t at = (b * shape[1] + h) * shape[2] + i;
+        double sum = 0, entropy = 0, most = 0;
+        int64_t seen = 0, listed = 0;
+        pairs->row(b, h, i, visible);
+        for (const Interval& v : visible) listed += v.end - v.begin;
+        for (int64_t j = 0; j < keys; ++j) {
+          const double p = rows[static_cast<size_t>(i * keys + j)];
+          sum += p;
+          seen += p > 0;
+          most = std::max(most, p);
+          if (p > 0) entropy -= p * std::log(p);
+        }
+        worst =
+            std::max({worst, std::abs(sum - (seen ? 1.0 : 0.0)),
+                      std::abs(entropy - static_cast<double>(stats->entropy.data<float>()[at])),
+                      std::abs(most - static_cast<double>(stats->row_max_probability.data<float>()[at]))});
+        wrong += seen != static_cast<int64_t>(stats->visible_keys.data<float>()[at]);
+        wrong += seen != listed;
+      }
+    }
+  INFO(t.method << " " << t.problem.str());
+  // Entropies up to ln(keys) < 8, taken in f32 from probabilities of f32 accuracy.
+  CHECK(worst < 256 * epsilon_of(DType::f32));
+  CHECK(wrong == 0);
 }
 
 /// Runs, and checks every output against the reference and the ledger against the closed form.
