@@ -128,6 +128,7 @@ class Builder : public YAML::EventHandler {
     n->text = text;
     // yaml-cpp: "!" stands for quoted and block scalars, "?" or nothing for plain ones.
     n->quoted = tag == "!";
+    if (n->quoted) check_closed(n->place);
     if (tag == "!" || tag == "tag:yaml.org,2002:str") {
       n->value = Value(text);
     } else if (tag.empty() || tag == "?") {
@@ -171,6 +172,25 @@ class Builder : public YAML::EventHandler {
     if (line < lines_.size() && column <= lines_[line].size() && !n.text.empty() &&
         lines_[line].compare(column, n.text.size(), n.text) == 0)
       n.text_column = static_cast<int>(column) + 1;
+  }
+
+  /// yaml-cpp takes the end of the file for the end of a quoted text.
+  void check_closed(const Place& place) const {
+    size_t line = static_cast<size_t>(place.line - 1), column = static_cast<size_t>(place.column - 1);
+    if (line >= lines_.size() || column >= lines_[line].size()) return;
+    const char quote = lines_[line][column];
+    if (quote != '"' && quote != '\'') return;  // a block text
+    for (++column; line < lines_.size(); ++line, column = 0)
+      for (; column < lines_[line].size(); ++column) {
+        const char c = lines_[line][column];
+        if (c == '\\' && quote == '"') {
+          ++column;
+        } else if (c == quote) {
+          if (quote == '"' || lines_[line].compare(column, 2, "''") != 0) return;
+          ++column;  // '' is a quote inside the text
+        }
+      }
+    fail(place, "malformed YAML: the quoted text is not closed");
   }
 
   void open(Node::Kind kind, const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor) {
