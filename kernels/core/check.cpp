@@ -77,7 +77,8 @@ void ArgumentCheck::dtype(NamedTensor t, std::initializer_list<DType> allowed) c
   if (std::find(allowed.begin(), allowed.end(), t.tensor.dtype()) != allowed.end()) return;
   std::string words;
   for (DType d : allowed) words += (words.empty() ? "" : ", ") + std::string(name(d));
-  fail("the tensor " + quoted(t.name) + " is " + std::string(name(t.tensor.dtype())) + "; it must be " + words);
+  fail("the tensor " + quoted(t.name) + " is " + std::string(name(t.tensor.dtype())) + "; it must be " +
+       words);
 }
 
 void ArgumentCheck::same_dtype(NamedTensor a, NamedTensor b) const {
@@ -101,8 +102,8 @@ void ArgumentCheck::shape(NamedTensor t, const Shape& want) const {
 void ArgumentCheck::rank(NamedTensor t, int least, int most) const {
   const int r = t.tensor.rank();
   if (r < least || r > most)
-    fail("the tensor " + quoted(t.name) + " of shape " + t.tensor.shape().str() + " has " + std::to_string(r) +
-         " axes; it must have " +
+    fail("the tensor " + quoted(t.name) + " of shape " + t.tensor.shape().str() + " has " +
+         std::to_string(r) + " axes; it must have " +
          (least == most ? std::to_string(least) : std::to_string(least) + " to " + std::to_string(most)));
 }
 

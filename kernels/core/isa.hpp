@@ -35,10 +35,16 @@ T* for_isa(T* base, T* avx2, T* avx512) {
 }  // namespace attnbench
 
 /// Declares one function of a body for every instruction set.
-#define ATTNBENCH_EACH_ISA(...)           \
-  namespace isa_base { __VA_ARGS__; }     \
-  namespace isa_avx2 { __VA_ARGS__; }     \
-  namespace isa_avx512 { __VA_ARGS__; }
+#define ATTNBENCH_EACH_ISA(...) \
+  namespace isa_base {          \
+  __VA_ARGS__;                  \
+  }                             \
+  namespace isa_avx2 {          \
+  __VA_ARGS__;                  \
+  }                             \
+  namespace isa_avx512 {        \
+  __VA_ARGS__;                  \
+  }
 /// The body of `function` for this machine.
 #define ATTNBENCH_BEST(function) \
   ::attnbench::for_isa(isa_base::function, isa_avx2::function, isa_avx512::function)

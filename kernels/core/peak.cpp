@@ -79,7 +79,8 @@ double measure_fma_peak(DType dtype, int threads) {
       break;
     case DType::bf16:
       if (!has_avx512_bf16())
-        throw Unsupported("this CPU has no bf16 multiply-adds (AVX512-BF16); bf16 is computed at the f32 rate");
+        throw Unsupported(
+            "this CPU has no bf16 multiply-adds (AVX512-BF16); bf16 is computed at the f32 rate");
       burst = isa_avx512bf16::bf16_burst;
       break;
     default:
@@ -91,8 +92,8 @@ double measure_fma_peak(DType dtype, int threads) {
   double sink = 0;
   const double begin = seconds();
   burst(rounds, &sink);
-  rounds = std::max<int64_t>(1000, static_cast<int64_t>(static_cast<double>(rounds) * 0.02 /
-                                                        std::max(seconds() - begin, 1e-6)));
+  rounds = std::max<int64_t>(
+      1000, static_cast<int64_t>(static_cast<double>(rounds) * 0.02 / std::max(seconds() - begin, 1e-6)));
   double best = 0;
   for (int i = 0; i < 8; ++i) best = std::max(best, burst_rate(burst, threads, rounds));
   return best;
@@ -112,8 +113,8 @@ double measure_gemm_rate(Context& ctx, DType dtype, int64_t n) {
   convert(row.data(), DType::f32, stored.data(), dtype, n);
   for (const Tensor& t : {args.a, args.b})
     for (int64_t i = 0; i < n; ++i)
-      ctx.backend().copy_bytes(static_cast<char*>(t.raw()) + static_cast<size_t>(i) * stored.size(), t.device(),
-                               stored.data(), DeviceKind::cpu, stored.size());
+      ctx.backend().copy_bytes(static_cast<char*>(t.raw()) + static_cast<size_t>(i) * stored.size(),
+                               t.device(), stored.data(), DeviceKind::cpu, stored.size());
   const double work = 2.0 * static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(n);
   double best = 0;
   const double begin = seconds();

@@ -11,7 +11,8 @@ constexpr int kPeakBytes = 32;
 constexpr int kPeakBytes = 16;
 #endif
 
-// 12 chains: Zen and Intel cores need latency 4 x 2 units = 8 (10 on Haswell); 12 + 2 operands fit 16 registers.
+// 12 chains: Zen and Intel cores need latency 4 x 2 units = 8 (10 on Haswell); 12 + 2 operands fit 16
+// registers.
 constexpr int kChains = 12;
 
 /// Runs `rounds` x kChains vector multiply-adds, returns the FLOPs done; `sink` gets a value that depends on

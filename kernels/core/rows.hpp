@@ -6,8 +6,8 @@
 
 namespace attnbench {
 
-/// Element offsets of all positions of the outer axes, i.e. all but the last `inner` ones, in row-major order.
-/// Axes that continue each other are merged, so most tensors need one multiplication.
+/// Element offsets of all positions of the outer axes, i.e. all but the last `inner` ones, in row-major
+/// order. Axes that continue each other are merged, so most tensors need one multiplication.
 class RowOffsets {
  public:
   RowOffsets() = default;
