@@ -1,11 +1,11 @@
 #include "cli/arguments.hpp"
 
 #include <algorithm>
-#include <charconv>
 
 #include "kernels/core/cuda_loader.hpp"
 #include "kernels/core/error.hpp"
 #include "methods/params.hpp"
+#include "suite/yaml.hpp"
 
 namespace attnbench {
 
@@ -16,16 +16,8 @@ std::string trimmed(const std::string& s) {
   return begin == std::string::npos ? "" : s.substr(begin, s.find_last_not_of(' ') - begin + 1);
 }
 
-template <class T>
-bool read_all(const std::string& s, T& value) {
-  const auto [end, error] = std::from_chars(s.data(), s.data() + s.size(), value);
-  return error == std::errc() && end == s.data() + s.size();
-}
-
 Value typed(const std::string& text, const std::string& place) {
   const std::string s = trimmed(text);
-  if (s == "null" || s == "~") return Value();
-  if (s == "true" || s == "false") return s == "true";
   if (!s.empty() && s.front() == '[') {
     if (s.back() != ']') throw UsageError(place + ": the list '" + s + "' is not closed by ']'");
     Value::List list;
@@ -44,16 +36,10 @@ Value typed(const std::string& text, const std::string& place) {
   }
   if (s.size() >= 2 && (s.front() == '"' || s.front() == '\'') && s.back() == s.front())
     return s.substr(1, s.size() - 2);
-  const bool numeric =
-      !s.empty() && s.find_first_not_of("0123456789", s.front() == '-') == std::string::npos && s != "-";
-  if (numeric) {
-    int64_t i = 0;
-    if (!read_all(s, i)) throw UsageError(place + ": " + s + " does not fit 64 bits");
-    return i;
-  }
-  double d = 0;
-  if (!s.empty() && s.find_first_of("0123456789") != std::string::npos && read_all(s, d)) return d;
-  return s;
+  std::string problem;
+  const Value value = yaml::typed(s, problem);
+  if (!problem.empty()) throw UsageError(place + ": " + problem);
+  return value;
 }
 
 }  // namespace

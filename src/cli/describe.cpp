@@ -103,7 +103,7 @@ std::string method_page(const MethodInfo& info, bool color) {
   page.line("devices", joined(info.backends));
   page.params(info.params);
   if (!info.formula.empty()) page.section("Formulas"), page.verbatim(info.formula);
-  if (!info.cost.empty()) page.section("Cost"), page.verbatim(info.cost);
+  if (!info.cost.empty()) page.section("Cost"), page.text(info.cost);
   if (!info.figures.empty()) {
     page.section("Published figures");
     using Align = TextTable::Align;
@@ -137,6 +137,17 @@ std::string method_page(const MethodInfo& info, bool color) {
   return page.str();
 }
 
+std::string analysis_page(const AnalysisInfo& info, bool color) {
+  Page page(color);
+  page.title(info.id, info.title);
+  page.raw("\n");
+  if (!info.summary.empty()) page.text(info.summary);
+  if (!info.unit.empty()) page.raw("\n"), page.line("unit", info.unit);
+  page.params(info.params);
+  if (!info.formula.empty()) page.section("Formulas"), page.verbatim(info.formula);
+  return page.str();
+}
+
 std::string generator_page(const Generator& g, bool color) {
   Page page(color);
   page.title(g.id, "input generator");
@@ -162,6 +173,15 @@ int describe(const std::string& id, const GlobalOptions& global) {
       print_json(to_json(m->info()));
     else
       print_data(method_page(m->info(), global.color));
+    return kDone;
+  }
+  for (const Analysis* a : all_analyses()) {
+    known.push_back(a->info().id);
+    if (a->info().id != id) continue;
+    if (global.json)
+      print_json(to_json(a->info()));
+    else
+      print_data(analysis_page(a->info(), global.color));
     return kDone;
   }
   for (const Generator& g : all_generators()) {

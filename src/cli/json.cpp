@@ -96,6 +96,11 @@ Json to_json(const MethodInfo& info) {
               {"example", to_json(info.example)}};
 }
 
+Json to_json(const AnalysisInfo& info) {
+  return Json{{"id", info.id},           {"title", info.title}, {"summary", info.summary},
+              {"formula", info.formula}, {"unit", info.unit},   {"params", to_json(info.params)}};
+}
+
 void print_json(const Json& j) {
   // Text from files (paths, titles) may be no UTF-8: replaced, not thrown at the user.
   print_data(j.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "analysis/analysis.hpp"
 #include "methods/method.hpp"
 
 namespace attnbench {
@@ -13,6 +14,7 @@ nlohmann::ordered_json to_json(
 nlohmann::ordered_json to_json(const Problem& p);
 nlohmann::ordered_json to_json(const std::vector<ParamSpec>& specs);
 nlohmann::ordered_json to_json(const MethodInfo& info);
+nlohmann::ordered_json to_json(const AnalysisInfo& info);
 /// null for NaN and infinities.
 nlohmann::ordered_json finite(double v);
 

@@ -5,11 +5,14 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "analysis/analysis.hpp"
 #include "cli/json.hpp"
 #include "cli/paths.hpp"
 #include "cli/program.hpp"
+#include "cli/terminal.hpp"
 #include "cli/text.hpp"
 #include "inputs/inputs.hpp"
+#include "suite/parse.hpp"
 
 namespace attnbench {
 
@@ -67,7 +70,7 @@ std::string methods_table(bool color) {
     const MethodInfo& i = m->info();
     t.add({i.id, i.title, i.family, kinds_text(i), dtypes_text(i), devices_text(i)});
   }
-  return t.str(color, "  ");
+  return t.str(color, "  ", stdout_width());
 }
 
 std::vector<std::string> generator_ids() {
@@ -86,24 +89,84 @@ Json generators_json() {
 std::string generators_table(bool color) {
   TextTable t({{"generator", TextTable::Align::left}, {"summary", TextTable::Align::left}});
   for (const Generator& g : all_generators()) t.add({g.id, g.summary});
-  return t.str(color, "  ");
+  return t.str(color, "  ", stdout_width());
+}
+
+std::vector<std::string> analysis_ids() {
+  std::vector<std::string> ids;
+  for (const Analysis* a : all_analyses()) ids.push_back(a->info().id);
+  return ids;
+}
+
+Json analyses_json() {
+  Json list = Json::array();
+  for (const Analysis* a : all_analyses()) list.push_back(to_json(a->info()));
+  return list;
+}
+
+std::string analyses_table(bool color) {
+  TextTable t({{"analysis", TextTable::Align::left},
+               {"title", TextTable::Align::left},
+               {"unit", TextTable::Align::left},
+               {"summary", TextTable::Align::left}});
+  for (const Analysis* a : all_analyses()) {
+    const AnalysisInfo& i = a->info();
+    t.add({i.id, i.title, i.unit, i.summary});
+  }
+  return t.str(color, "  ", stdout_width());
+}
+
+/// A suite that comes with the program; `error` when it cannot be read (a method of it may be missing).
+struct Bundled {
+  std::string file, name, title, error;
+  size_t cases = 0, claims = 0;
+};
+
+std::vector<Bundled> read_bundled() {
+  std::vector<Bundled> out;
+  for (const std::string& file : bundled_suites()) {
+    Bundled b{file, "", "", "", 0, 0};
+    try {
+      const Suite s = load_suite(find_suite_file(file));
+      b.name = s.name, b.title = s.title, b.cases = s.cases.size(), b.claims = s.claims.size();
+    } catch (const Error& e) {
+      b.error = e.what();
+    }
+    out.push_back(std::move(b));
+  }
+  return out;
 }
 
 Json suites_json() {
   Json list = Json::array();
-  for (const std::string& s : bundled_suites()) list.push_back({{"file", s}});
+  for (const Bundled& b : read_bundled()) {
+    Json j{{"file", b.file}};
+    if (b.error.empty())
+      j["name"] = b.name, j["title"] = b.title, j["cases"] = b.cases, j["claims"] = b.claims;
+    else
+      j["error"] = b.error;
+    list.push_back(std::move(j));
+  }
   return list;
 }
 
-std::string suites_table(bool) {
-  std::string out;
-  for (const std::string& s : bundled_suites()) out += "  " + s + "\n";
-  return out;
+std::string suites_table(bool color) {
+  using Align = TextTable::Align;
+  TextTable t(
+      {{"suite", Align::left}, {"title", Align::left}, {"cases", Align::right}, {"claims", Align::right}});
+  for (const Bundled& b : read_bundled()) {
+    if (b.error.empty())
+      t.add({b.file, b.title, std::to_string(b.cases), std::to_string(b.claims)});
+    else
+      t.add({b.file, "cannot be read, see `attnbench validate " + b.file + "`", "-", "-"}, Style::yellow);
+  }
+  return t.str(color, "  ", stdout_width());
 }
 
 const std::vector<Section>& sections() {
   static const std::vector<Section> all{
       {"methods", method_ids, methods_json, methods_table},
+      {"analyses", analysis_ids, analyses_json, analyses_table},
       {"generators", generator_ids, generators_json, generators_table},
       {"suites", bundled_suites, suites_json, suites_table},
   };

@@ -1,2 +1,0 @@
-#define ATTNBENCH_ISA isa_avx2
-#include "kernels/pool/pool_body.hpp"
