@@ -61,7 +61,8 @@ void fields(A& a, Case& c) {
 
 template <class A>
 void fields(A& a, Claim& c) {
-  a("id", c.id), a("expression", c.expression), a("published", c.published), a("tolerance", c.tolerance);
+  a("id", c.id), a("expression", c.expression), a("published", c.published),
+      a("published_text", c.published_text), a("tolerance", c.tolerance);
   a("compare", c.compare), a("where", c.where), a("device", c.device), a("note", c.note), a("axes", c.axes);
   a("place", c.place);
 }
@@ -144,7 +145,8 @@ void fields(A& a, Roofline& r) {
 template <class A>
 void fields(A& a, Suite& s) {
   a("name", s.name), a("title", s.title), a("file", s.file), a("measure", s.measure);
-  a("measures", s.measures), a("analyses", s.analyses), a("baseline", s.baseline), a("cases", s.cases);
+  a("measures", s.measures), a("analyses", s.analyses), a("analysis_params", s.analysis_params),
+      a("baseline", s.baseline), a("cases", s.cases);
   a("claims", s.claims), a("resolved_text", s.resolved_text);
 }
 

@@ -126,7 +126,7 @@ ReportTable claim_table(const RunResult& run) {
     std::string id = r.claim.id;
     for (const auto& [key, v] : r.claim.axes) id += " " + key + "=" + v.str();
     t.rows.push_back(
-        {{id, side + figure(r.claim.published),
+        {{id, side + (r.claim.published_text.empty() ? figure(r.claim.published) : r.claim.published_text),
           r.claim.tolerance > 0 ? fmt::format("{:.3g}%", 100 * r.claim.tolerance) : "exact",
           known ? figure(r.measured) : "", known && r.ci_low < r.ci_high ? interval(r.ci_low, r.ci_high) : "",
           known ? std::string(name(r.verdict)) : "not evaluated", r.claim.where},

@@ -135,7 +135,7 @@ TEST_CASE("the terminal table shows times, ratios, claims and reasons") {
   CHECK_THAT(text, ContainsSubstring("EPYC, 2 cores"));
   CHECK_THAT(text, ContainsSubstring("300 ms ±100.0%"));
   CHECK_THAT(text, ContainsSubstring("1.449x  [1.4, 1.5]"));
-  CHECK_THAT(text, ContainsSubstring(">= 1.449        15%       1.5  [1.4, 1.6]    holds"));
+  CHECK_THAT(text, ContainsSubstring(">= 1.450        15%       1.5  [1.4, 1.6]    holds"));
   CHECK_THAT(text, ContainsSubstring("not evaluated"));
   CHECK_THAT(text, ContainsSubstring("sra: unsupported: method 'sra' does not run in bf16"));
   CHECK_THAT(text, ContainsSubstring("2 ok, 1 unsupported; claims: 1 holds, 1 not evaluated; interrupted"));
@@ -211,7 +211,7 @@ TEST_CASE("markdown tables keep their columns whatever a suite contains") {
   const std::string plain = find_format("markdown").write(sample_run());
   CHECK_THAT(plain, ContainsSubstring("# hilo_cpu: HiLo against others\n"));
   CHECK_THAT(plain, ContainsSubstring(
-                        "| hilo-vs-sra problem.batch=64 | &gt;= 1.449 | 15% | 1.5 | [1.4, 1.6] | holds |"));
+                        "| hilo-vs-sra problem.batch=64 | &gt;= 1.450 | 15% | 1.5 | [1.4, 1.6] | holds |"));
 }
 
 TEST_CASE("a run without cases is still a report") {

@@ -84,6 +84,8 @@ TEST_CASE("no member is left out of the file") {
   CHECK(changes_text([](RunResult& r) { r.suite.resolved_text += "x"; }));
   CHECK(changes_text([](RunResult& r) { r.suite.measure.min_sample_s = 1; }));
   CHECK(changes_text([](RunResult& r) { r.suite.claims[0].note += "x"; }));
+  CHECK(changes_text([](RunResult& r) { r.suite.claims[0].published_text += "0"; }));
+  CHECK(changes_text([](RunResult& r) { r.suite.analysis_params["entropy"]["rows"] = 6; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].spec.place.column = 9; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].spec.problem.causal = false; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].spec.problem.inputs.file += "x"; }));

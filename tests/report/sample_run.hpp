@@ -68,11 +68,20 @@ inline RunResult sample_run() {
   run.suite.measure = {0.02, 5.0, 11, 500, 0.002, "cold", 2, true};
   run.suite.measures = {"time", "flops"};
   run.suite.analyses = {"entropy"};
+  run.suite.analysis_params = {{"entropy", {{"rows", 5}}}};
   run.suite.baseline = "sra";
   run.suite.cases = {sample_case("hilo"), sample_case("never/measured")};
-  Claim claim{
-      "hilo-vs-sra",   "time(sra) / time(hilo)", 1.449, 0.15, "at_least", "Table 1", "cpu", "a note", {},
-      {"a.yaml", 3, 1}};
+  Claim claim;
+  claim.id = "hilo-vs-sra";
+  claim.expression = "time(sra) / time(hilo)";
+  claim.published = 1.45;
+  claim.published_text = "1.450";
+  claim.tolerance = 0.15;
+  claim.compare = "at_least";
+  claim.where = "Table 1";
+  claim.device = "cpu";
+  claim.note = "a note";
+  claim.place = {"a.yaml", 3, 1};
   claim.axes = {{"problem.batch", 64}};
   run.suite.claims = {claim};
   run.suite.resolved_text = "suite: hilo_cpu\n";

@@ -1,0 +1,41 @@
+#include "kernels/core/isa.hpp"
+
+#include <algorithm>
+#include <atomic>
+
+namespace attnbench {
+namespace {
+
+Isa detect() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  return avx2 && avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::base;
+#else
+  return Isa::base;
+#endif
+}
+
+std::atomic<Isa> limit{Isa::avx512};
+
+}  // namespace
+
+Isa best_isa() {
+  static const Isa detected = detect();
+  return std::min(detected, limit.load(std::memory_order_relaxed));
+}
+
+void limit_isa(Isa widest) { limit = widest; }
+
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace attnbench

@@ -1,0 +1,210 @@
+// One vector of floats as wide as the instruction set the file is compiled for, with the storage types loaded
+// and stored through it and the special functions of pointwise work. For bodies only: see isa.hpp.
+//
+// Everything is always inlined and lives in the body's namespace, so nothing compiled for a wider set leaks.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "kernels/core/dtype.hpp"
+
+#if !defined(ATTNBENCH_ISA)
+#error "define ATTNBENCH_ISA before including a body; see kernels/core/isa.hpp"
+#endif
+#define ATTNBENCH_INLINE __attribute__((always_inline)) inline
+
+namespace attnbench::ATTNBENCH_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float F __attribute__((vector_size(kLanes * 4)));
+typedef int32_t I __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t U __attribute__((vector_size(kLanes * 4)));
+typedef uint16_t U16 __attribute__((vector_size(kLanes * 2)));
+typedef double D __attribute__((vector_size(kLanes * 8)));
+
+ATTNBENCH_INLINE F splat(float x) { return x - F{}; }
+ATTNBENCH_INLINE U as_uint(F x) { return (U)x; }
+ATTNBENCH_INLINE F as_float(U x) { return (F)x; }
+
+// ---- storage ---------------------------------------------------------------------------------------------
+
+ATTNBENCH_INLINE F load(const float* p) {
+  F v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+ATTNBENCH_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
+
+ATTNBENCH_INLINE F load(const bf16* p) {
+  U16 h;
+  std::memcpy(&h, p, sizeof h);
+  return as_float(__builtin_convertvector(h, U) << 16);
+}
+ATTNBENCH_INLINE void store(bf16* p, F v) {
+  const U u = as_uint(v);
+  const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const U16 h = __builtin_convertvector(v != v ? (u >> 16) | 0x40u : rounded, U16);
+  std::memcpy(static_cast<void*>(p), &h, sizeof h);
+}
+
+ATTNBENCH_INLINE F load(const f16* p) {
+#if defined(__AVX512F__)
+  // The masked forms (of all lanes) avoid GCC's false reports of uninitialised values (its bug 105593).
+  return (F)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (F)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  F v;
+  for (int l = 0; l < kLanes; ++l) v[l] = static_cast<float>(p[l]);
+  return v;
+#endif
+}
+ATTNBENCH_INLINE void store(f16* p, F v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int l = 0; l < kLanes; ++l) p[l] = f16(v[l]);
+#endif
+}
+
+/// The first n < kLanes elements; the other lanes are 0.
+template <class T>
+ATTNBENCH_INLINE F load_part(const T* p, int64_t n) {
+  alignas(64) unsigned char raw[kLanes * sizeof(T)] = {};
+  for (int64_t l = 0; l < n; ++l) std::memcpy(raw + l * static_cast<int64_t>(sizeof(T)), p + l, sizeof(T));
+  return load(reinterpret_cast<const T*>(raw));
+}
+template <class T>
+ATTNBENCH_INLINE void store_part(T* p, F v, int64_t n) {
+  alignas(64) unsigned char raw[kLanes * sizeof(T)];
+  store(reinterpret_cast<T*>(raw), v);
+  for (int64_t l = 0; l < n; ++l)
+    std::memcpy(static_cast<void*>(p + l), raw + l * static_cast<int64_t>(sizeof(T)), sizeof(T));
+}
+#if defined(__AVX512F__)
+ATTNBENCH_INLINE F load_part(const float* p, int64_t n) {
+  return (F)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+}
+ATTNBENCH_INLINE void store_part(float* p, F v, int64_t n) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
+}
+#endif
+
+// ---- reductions over lanes: fixed trees ------------------------------------------------------------------
+
+ATTNBENCH_INLINE float sum_lanes(F v) {
+  float x[kLanes];
+  std::memcpy(x, &v, sizeof v);
+  for (int w = kLanes / 2; w > 0; w /= 2)
+    for (int l = 0; l < w; ++l) x[l] += x[l + w];
+  return x[0];
+}
+/// The larger; NaN when either is.
+ATTNBENCH_INLINE F max_nan(F a, F b) { return ((a > b) | (a != a)) ? a : b; }
+ATTNBENCH_INLINE float max_lanes(F v) {
+  float m = v[0];
+  for (int l = 1; l < kLanes; ++l) m = (m > v[l] || m != m) ? m : v[l];
+  return m;
+}
+
+// ---- special functions -----------------------------------------------------------------------------------
+
+/// Rounds to the nearest integer for |x| < 2^22 by pushing the fraction out of the mantissa.
+ATTNBENCH_INLINE F round_near(F x) {
+  const F magic = splat(12582912.0f);  // 1.5 * 2^23
+  F y = x + magic;
+  asm("" : "+m"(y));  // the compiler may not fold the pair away
+  return y - magic;
+}
+
+/// e^x within 2 ulp; overflows to infinity, underflows gradually, NaN stays.
+ATTNBENCH_INLINE F exp(F x) {
+  // Beyond these bounds the result is infinity or rounds to 0, and the exponent arithmetic stays in range.
+  const F c = x < splat(-104.0f) ? splat(-104.0f) : (x > splat(89.0f) ? splat(89.0f) : x);
+  const F n = round_near(c * splat(1.44269504f));
+  // ln 2 in two parts, the first with 15 trailing zero bits, so n * hi is exact.
+  const F r = (c - n * splat(0.693359375f)) - n * splat(-2.12194440e-4f);
+  // Degree 6 minimax on [-ln2/2, ln2/2]: the relative error of the polynomial is below 2^-25.
+  F p = splat(1.3981999507e-3f);
+  p = p * r + splat(8.3334519073e-3f);
+  p = p * r + splat(4.1665795894e-2f);
+  p = p * r + splat(1.6666665459e-1f);
+  p = p * r + splat(5.0000001201e-1f);
+  p = p * r * r + r + 1.0f;
+  // 2^n in two factors: n reaches -150 and 128, outside a float's exponent.
+  const I e = __builtin_convertvector(n, I);
+  const I half = e >> 1;
+  const F scale_a = (F)((half + 127) << 23), scale_b = (F)((e - half + 127) << 23);
+  return x != x ? x : p * scale_a * scale_b;
+}
+
+ATTNBENCH_INLINE F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }
+
+/// erf within 1e-7 absolute: an odd polynomial below 1, 1 - t-polynomial * exp(-x^2) above.
+ATTNBENCH_INLINE F erf(F x) {
+  const F a = (F)((U)x & 0x7fffffffu);
+  const F s = x * x;
+  // Taylor series of erf(x) / x in x^2: eleven terms leave 1.0^22 / (23 * 11!) * 2/sqrt(pi) = 1.2e-9.
+  F q = splat(1.4807192e-08f);
+  q = q * s - splat(1.6365844e-07f);
+  q = q * s + splat(1.6462114e-06f);
+  q = q * s - splat(1.4925650e-05f);
+  q = q * s + splat(1.2055332e-04f);
+  q = q * s - splat(8.5483270e-04f);
+  q = q * s + splat(5.2239776e-03f);
+  q = q * s - splat(2.6866171e-02f);
+  q = q * s + splat(1.1283792e-01f);
+  q = q * s - splat(3.7612639e-01f);
+  q = q * s + splat(1.1283792e+00f);
+  // Abramowitz and Stegun 7.1.26 has 1.5e-7 of error for all x >= 0, a fifth of it from x = 1 on.
+  const F t = 1.0f / (1.0f + splat(0.3275911f) * a);
+  F w = splat(1.061405429f);
+  w = w * t - splat(1.453152027f);
+  w = w * t + splat(1.421413741f);
+  w = w * t - splat(0.284496736f);
+  w = w * t + splat(0.254829592f);
+  const F tail = 1.0f - w * t * exp(-s);
+  const F signed_tail = (F)(((U)x & 0x80000000u) | (U)tail);
+  return a < splat(1.0f) ? q * x : (x != x ? x : signed_tail);
+}
+
+ATTNBENCH_INLINE F gelu(F x) { return 0.5f * x * (1.0f + erf(x * splat(0.70710678f))); }
+
+/// sin (quarter = 0) or cos (quarter = 1). The argument is reduced in double, which keeps it exact to 2^-30
+/// up to 2^20; larger arguments, infinities and NaN are passed to the C library's functions by the caller.
+constexpr float kTrigLimit = 1048576.0f;
+ATTNBENCH_INLINE F sin_quarter(F x, int quarter) {
+  const D d = __builtin_convertvector(x, D);
+  const F n = round_near(x * splat(0.63661977f));
+  const D nd = __builtin_convertvector(n, D);
+  // pi/2 in two parts; n * first is exact (33 + 20 bits).
+  const F r = __builtin_convertvector((d - nd * 1.57079632673412561417) - nd * 6.07710050650619224932e-11, F);
+  const I q = __builtin_convertvector(n, I) + quarter;
+  const F s = r * r;
+  // The classic single-precision minimax polynomials on [-pi/4, pi/4].
+  F sine = splat(-1.9515295891e-4f);
+  sine = sine * s + splat(8.3321608736e-3f);
+  sine = sine * s - splat(1.6666654611e-1f);
+  sine = sine * s * r + r;
+  F cosine = splat(2.443315711809948e-5f);
+  cosine = cosine * s - splat(1.388731625493765e-3f);
+  cosine = cosine * s + splat(4.166664568298827e-2f);
+  cosine = cosine * s * s - 0.5f * s + 1.0f;
+  const F y = (q & 1) != 0 ? cosine : sine;
+  return (F)((U)y ^ ((U)(q & 2) << 30));
+}
+
+}  // namespace attnbench::ATTNBENCH_ISA
