@@ -1,0 +1,366 @@
+#include "measure/verify.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "inputs/inputs.hpp"
+#include "measure/estimate.hpp"
+#include "reference/compare.hpp"
+
+namespace attnbench {
+
+namespace {
+
+// References are naive double loops; this is about what one core does of them. Only the first guess uses it.
+constexpr double kReferenceFlopsPerSecond = 5e8;
+// The climb starts where the guess says a twentieth of the budget: the guess may be wrong by as much.
+constexpr double kStartShare = 0.05;
+
+Params resolve(const Method& method, const std::map<std::string, Value>& given, const Problem& problem) {
+  check_problem(problem);
+  return resolve_params(method.info().id, method.info().params, given, problem);
+}
+
+/// FLOPs of the reference: at least the method's own, and at least those of looking at all pairs, because
+/// references mask where methods skip.
+double reference_flops(const Method& method, const Problem& p, const std::map<std::string, Value>& given) {
+  const CaseEstimate e = estimate_problem(method, p, given);
+  const double tokens = static_cast<double>(p.tokens());
+  const double keys = tokens > 0 ? static_cast<double>(p.kv_length_or_length()) : 0;
+  const double width = static_cast<double>(
+      p.channels ? p.channels : std::max<int64_t>(p.heads, 1) * std::max<int64_t>(p.head_dim, 1));
+  const double pairs = 4.0 * static_cast<double>(p.batch) * tokens * keys * width;
+  return std::max(static_cast<double>(e.formula.flops()), pairs);
+}
+
+void halve(int64_t& v) { v /= 2; }
+
+/// Every way to halve `p` once, the preferred first.
+std::vector<Problem> halvings(const Problem& p, int64_t least_batch, int64_t least_heads) {
+  std::vector<Problem> v;
+  const auto add = [&](auto&& change) {
+    Problem q = p;
+    change(q);
+    if (!(q == p)) v.push_back(q);
+  };
+  constexpr int64_t kLeastExtent = 4;
+  if (p.batch >= 2 * least_batch) add([](Problem& q) { halve(q.batch); });
+  if (p.heads >= 2 * least_heads && p.heads % 2 == 0)
+    add([](Problem& q) {
+      halve(q.heads);
+      // Key heads shrink with query heads; a single one stays. In layer form the head width stays.
+      if (q.kv_heads > 1) halve(q.kv_heads);
+      if (q.channels && !q.head_dim) halve(q.channels);
+    });
+  if (p.length >= 2 * kLeastExtent)
+    add([](Problem& q) {
+      halve(q.length);
+      if (q.kv_length >= 2) halve(q.kv_length);
+    });
+  const auto axes = [&](std::vector<int64_t> Problem::*list) {
+    // The longest axis first keeps grids near square.
+    std::vector<size_t> order((p.*list).size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return (p.*list)[a] > (p.*list)[b]; });
+    for (const size_t i : order)
+      if ((p.*list)[i] >= 2 * kLeastExtent) add([&](Problem& q) { halve((q.*list)[i]); });
+    add([&](Problem& q) {
+      for (int64_t& x : q.*list)
+        if (x >= 2 * kLeastExtent) halve(x);
+    });
+  };
+  axes(&Problem::grid);
+  axes(&Problem::size);
+  if (p.samples >= 2 * kLeastExtent) add([](Problem& q) { halve(q.samples); });
+  if (p.kv_length >= 2 * kLeastExtent) add([](Problem& q) { halve(q.kv_length); });
+  if (p.channels >= 2 * kLeastExtent && p.channels % 2 == 0) add([](Problem& q) { halve(q.channels); });
+  return v;
+}
+
+bool accepts(const Method& method, const Problem& p, const std::map<std::string, Value>& given) {
+  try {
+    return estimate_problem(method, p, given).status == CaseStatus::ok;
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+double tolerance_of(DType dtype) {
+  switch (dtype) {
+    case DType::f64:
+      return 1e-12;
+    case DType::f32:
+      return 1e-5;
+    case DType::bf16:
+      return 2e-2;
+    case DType::f16:
+      return 4e-3;
+    default:
+      throw UsageError("the tolerance of " + std::string(name(dtype)) + " is equality");
+  }
+}
+
+void poison(Context& ctx, const TensorMap& outputs) {
+  for (const auto& [key, t] : outputs) {
+    if (!t || t.numel() == 0) continue;
+    // All bits set is a NaN in every float format; 0x7f.. is near the largest integer.
+    const int byte = is_float(t.dtype()) ? 0xff : 0x7f;
+    if (t.device() == DeviceKind::cpu && t.contiguous()) {
+      std::memset(t.raw(), byte, static_cast<size_t>(t.nbytes()));
+      continue;
+    }
+    Context host(cpu_backend(), 1);
+    const Tensor bad = host.allocate(t.dtype(), t.shape());
+    std::memset(bad.raw(), byte, static_cast<size_t>(bad.nbytes()));
+    copy(ctx, bad, t);
+  }
+}
+
+int64_t count_nan(Context& ctx, const TensorMap& outputs) {
+  int64_t n = 0;
+  Context host(cpu_backend(), 1);
+  for (const auto& [key, t] : outputs) {
+    if (!is_float(t.dtype())) continue;
+    const Tensor h = to_host(host, ctx, t);
+    constexpr int64_t kPiece = 1 << 16;
+    std::vector<double> values(static_cast<size_t>(std::min(kPiece, std::max<int64_t>(h.numel(), 1))));
+    const char* at = static_cast<const char*>(h.raw());
+    for (int64_t begin = 0; begin < h.numel(); begin += kPiece) {
+      const int64_t count = std::min(kPiece, h.numel() - begin);
+      convert(at + begin * static_cast<int64_t>(size_of(h.dtype())), h.dtype(), values.data(), DType::f64,
+              count);
+      n += std::count_if(values.begin(), values.begin() + count, [](double x) { return std::isnan(x); });
+    }
+  }
+  return n;
+}
+
+Verification verify_instance(Context& ctx, const Method& method, const Instance& instance,
+                             const Problem& problem, const Params& params) {
+  const ReferenceFn reference = find_reference(method.info().id);
+  Context host(cpu_backend(), ctx.threads());
+  const auto widen = [&](const TensorMap& m) {
+    RefMap r;
+    for (const auto& [key, t] : m) r[key] = to_reference(to_host(host, ctx, t));
+    return r;
+  };
+  const RefMap want = reference(problem, params, widen(instance.inputs()), widen(instance.weights()));
+  const TensorMap outputs = instance.outputs();
+  Verification v;
+  v.how = "own shape";
+  v.tolerance = tolerance_of(problem.dtype);
+  v.passed = true;
+  const auto fail = [&v](const std::string& text) {
+    if (v.passed) v.worst = text;
+    v.passed = false;
+  };
+  for (const auto& [key, r] : want)
+    if (!outputs.contains(key)) fail("the reference gives '" + key + "', the method does not");
+  double worst = 0;
+  for (const auto& [key, t] : outputs) {
+    const auto it = want.find(key);
+    if (it == want.end()) {
+      fail("the method gives '" + key + "', the reference does not");
+      continue;
+    }
+    Comparison c;
+    try {
+      c = compare(to_reference(to_host(host, ctx, t)), it->second);
+    } catch (const DataError& e) {
+      v.relative_l2[key] = std::numeric_limits<double>::infinity();
+      fail(key + ": " + e.what());
+      continue;
+    }
+    v.relative_l2[key] = c.relative_l2;
+    const double allowed = is_float(t.dtype()) ? v.tolerance : 0.0;
+    if (!(c.relative_l2 <= allowed) && (v.passed || c.relative_l2 > worst)) {
+      worst = c.relative_l2;
+      v.passed = false;
+      v.worst = key + c.worst;
+    }
+  }
+  if (outputs.empty()) fail("the method has no outputs");
+  return v;
+}
+
+std::vector<Problem> reduced_problems(const Method& method, const Problem& problem,
+                                      const std::map<std::string, Value>& given) {
+  std::vector<Problem> chain{problem};
+  // Two batches and two heads are the least that show a wrong stride; one of each is the last resort.
+  for (const int64_t least : {2, 1}) {
+    for (bool shrunk = true; shrunk;) {
+      shrunk = false;
+      for (const Problem& q : halvings(chain.back(), least, least)) {
+        if (!accepts(method, q, given)) continue;
+        chain.push_back(q);
+        shrunk = true;
+        break;
+      }
+    }
+  }
+  return chain;
+}
+
+VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& instance,
+                          const Problem& problem, const std::map<std::string, Value>& given,
+                          const VerifyOptions& options) {
+  VerifyOutcome outcome;
+  try {
+    find_reference(method.info().id);
+  } catch (const Unsupported& e) {
+    outcome.result.how = e.what();
+    return outcome;
+  }
+  SteadyClock steady;
+  Clock& clock = options.clock ? *options.clock : steady;
+  const double allowed = options.budget_s * kReferenceFlopsPerSecond;
+
+  std::vector<Problem> chain{problem};
+  std::vector<double> flops{reference_flops(method, problem, given)};
+  if (flops[0] > kStartShare * allowed && problem.inputs.file.empty()) {
+    // Given tensors have one shape; everything else can be made smaller.
+    chain = reduced_problems(method, problem, given);
+    flops.clear();
+    for (const Problem& q : chain) flops.push_back(reference_flops(method, q, given));
+  }
+  size_t at = 0;
+  while (at + 1 < chain.size() && flops[at] > kStartShare * allowed) ++at;
+  if (flops[at] > options.refuse_budgets * allowed) {
+    outcome.result.how = fmt::format(
+        "not verified: the reference would need about {:.0f} s even for {}, and {:.0f} s are allowed",
+        flops[at] / kReferenceFlopsPerSecond, chain[at].str(), options.refuse_budgets * options.budget_s);
+    return outcome;
+  }
+
+  while (true) {
+    const Problem& q = chain[at];
+    const double begin = clock.now_s();
+    if (at == 0) {
+      outcome.result = verify_instance(ctx, method, instance, problem, resolve(method, given, problem));
+    } else {
+      Context small(ctx.backend(), ctx.threads());
+      small.set_memory_limit(options.memory_limit);
+      const Params params = resolve(method, given, q);
+      const auto reduced = method.make(small, q, params);
+      fill_instance(small, *reduced, q, options.weights_file);
+      reduced->prepare(small);
+      poison(small, reduced->outputs());
+      reduced->run(small);
+      ctx.backend().synchronize();
+      outcome.result = verify_instance(small, method, *reduced, q, params);
+      outcome.result.how = "reduced shape: " + q.str();
+    }
+    outcome.checked = true;
+    if (!outcome.result.passed || at == 0) return outcome;
+    const double took = clock.now_s() - begin;
+    // Halving one extent divides a reference's time by two to four; the guess is trusted between these.
+    const double growth = std::clamp(flops[at] > 0 ? flops[at - 1] / flops[at] : 4.0, 2.0, 4.0);
+    if (took * growth > options.budget_s) return outcome;
+    --at;
+  }
+}
+
+std::vector<MethodCheck> verify_method(Context& ctx, const Method& method, DType dtype,
+                                       const VerifyOptions& options) {
+  std::vector<MethodCheck> rows;
+  const MethodInfo& info = method.info();
+  const auto check = [&](const std::string& variation, Problem p, bool always) {
+    p.dtype = dtype;
+    MethodCheck row;
+    row.variation = variation;
+    row.problem = p;
+    std::unique_ptr<Instance> instance;
+    try {
+      // A context of its own: nothing of one variation is counted or kept for the next.
+      Context own(ctx.backend(), ctx.threads());
+      own.set_memory_limit(options.memory_limit);
+      try {
+        const Params params = resolve(method, {}, p);
+        instance = method.make(own, p, params);
+      } catch (const Unsupported& e) {
+        row.status = CaseStatus::unsupported;
+        row.reason = e.what();
+      } catch (const UsageError& e) {
+        row.status = CaseStatus::unsupported;
+        row.reason = e.what();
+      }
+      if (!instance) {
+        if (always) rows.push_back(row);
+        return;
+      }
+      fill_instance(own, *instance, p);
+      instance->prepare(own);
+      poison(own, instance->outputs());
+      instance->run(own);
+      own.backend().synchronize();
+      row.outcome = verify_case(own, method, *instance, p, {}, options);
+      if (!row.outcome.checked) {
+        row.status = CaseStatus::unverified;
+        row.reason = row.outcome.result.how;
+      } else if (!row.outcome.result.passed) {
+        row.status = CaseStatus::failed;
+        row.reason = row.outcome.result.worst;
+      }
+      instance.reset();
+    } catch (const Unsupported& e) {
+      row.status = CaseStatus::unsupported;
+      row.reason = e.what();
+      instance.reset();
+    } catch (const std::exception& e) {
+      row.status = CaseStatus::failed;
+      row.reason = e.what();
+      instance.reset();
+    }
+    rows.push_back(row);
+  };
+  const auto vary = [&](const std::string& variation, auto&& change) {
+    Problem p = info.example;
+    change(p);
+    if (!(p == info.example)) check(variation, p, false);
+  };
+
+  check("example", info.example, true);
+  vary("causal", [](Problem& p) { p.causal = !p.causal; });
+  vary("batch of three", [](Problem& p) { p.batch = 3; });
+  // Extents that no block size divides.
+  vary("odd sizes", [](Problem& p) {
+    if (p.length) p.length = 2 * p.length + 1;
+    for (int64_t& g : p.grid) g += 1;
+    for (int64_t& s : p.size) s += 1;
+    if (p.samples) p.samples += 3;
+  });
+  vary("odd sizes, causal", [](Problem& p) {
+    if (p.causal || !p.length) return;
+    p.causal = true;
+    p.length += 5;
+  });
+  vary("larger grid", [](Problem& p) {
+    for (int64_t& g : p.grid) g *= 2;
+    for (int64_t& s : p.size) s *= 2;
+  });
+  vary("one token", [](Problem& p) {
+    if (p.length) p.length = 1;
+  });
+  vary("shared key heads", [](Problem& p) {
+    if (p.head_dim && p.heads > 1) p.kv_heads = p.heads % 2 == 0 ? p.heads / 2 : 1;
+  });
+  vary("more keys than queries", [](Problem& p) {
+    if (p.head_dim && p.length) p.kv_length = p.length + 7;
+  });
+  vary("more keys than queries, causal", [](Problem& p) {
+    if (p.head_dim && p.length && !p.causal) p.causal = true, p.kv_length = p.length + 7;
+  });
+  vary("odd head width", [](Problem& p) {
+    if (p.head_dim) p.head_dim += 3;
+  });
+  return rows;
+}
+
+}  // namespace attnbench
