@@ -1,0 +1,129 @@
+// Small real methods for tests of the measuring code: their arithmetic is trivial, their faults are chosen.
+#pragma once
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "methods/method.hpp"
+#include "reference/reference.hpp"
+
+namespace attnbench::fake {
+
+/// out = 2 x, total = sum of x, with x [batch, length] float32. `fault`: none, wrong (one element is off),
+/// lazy (the last element is never written), costly (the ledger is charged more than the formula says),
+/// greedy (workspace of `workspace` bytes), nan (a NaN in the middle).
+class Doubler final : public Method {
+ public:
+  explicit Doubler(std::string id) {
+    info_.id = info_.card = id;
+    info_.title = "Doubler";
+    info_.kinds = {ProblemKind::sequence};
+    info_.dtypes = {DType::f32};
+    ParamSpec fault;
+    fault.name = "fault";
+    fault.type = ParamSpec::Type::choice;
+    fault.choices = {"none", "wrong", "lazy", "costly", "greedy", "nan"};
+    fault.default_value = "none";
+    ParamSpec workspace;
+    workspace.name = "workspace";
+    workspace.type = ParamSpec::Type::integer;
+    workspace.default_value = 0;
+    ParamSpec divisor;
+    divisor.name = "divisor";
+    divisor.type = ParamSpec::Type::integer;
+    divisor.default_value = 1;
+    info_.params = {fault, workspace, divisor};
+    info_.example.length = 12;
+    info_.example.batch = 2;
+  }
+  const MethodInfo& info() const override { return info_; }
+  std::unique_ptr<Instance> make(Context& ctx, const Problem& problem, const Params& params) const override {
+    require_kind(info_, problem);
+    require_extent(info_, problem.length, "length");
+    if (problem.causal) throw Unsupported("doubling is not causal");
+    if (problem.length % params.integer("divisor") != 0)
+      throw Unsupported("length " + std::to_string(problem.length) + " is not divisible");
+    return std::make_unique<Run>(ctx, problem, params);
+  }
+
+ private:
+  class Run final : public Instance {
+   public:
+    Run(Context& ctx, const Problem& p, const Params& params)
+        : fault_(params.choice("fault")), workspace_(params.integer("workspace")), n_(p.batch * p.length) {
+      input_specs_ = {{"x", {p.batch, p.length}, DType::f32, Init::normal(), false, ""}};
+      weight_specs_ = {{"w", {1}, DType::f32, Init::constant(2), false, ""}};
+      out_ = ctx.allocate(DType::f32, {p.batch, p.length}, MemoryClass::output);
+      total_ = ctx.allocate(DType::f32, {1}, MemoryClass::output);
+    }
+    void run(Context& ctx) override {
+      Tensor scratch;
+      {
+        const auto scope = ctx.stage("select");
+        scratch = ctx.allocate(DType::u8, {workspace_});
+        ctx.cost().charge({0, n_, 0, 4 * n_, 4});
+      }
+      const auto scope = ctx.stage("attend");
+      ctx.cost().charge({2 * n_, 0, 0, 4 * n_, 4 * n_});
+      if (fault_ == "costly") ctx.cost().charge({1, 0, 0, 0, 0});
+      if (!compute) return;
+      const float* x = input("x").data<float>();
+      const float w = weight("w").data<float>()[0];
+      float* out = out_.data<float>();
+      double sum = 0;
+      for (int64_t i = 0; i < n_; ++i) {
+        if (fault_ == "lazy" && i == n_ - 1) continue;
+        out[i] = w * x[i];
+        sum += x[i];
+      }
+      if (fault_ == "lazy") sum += x[n_ - 1];
+      if (fault_ == "wrong") out[n_ / 2] += 1;
+      if (fault_ == "nan") out[n_ / 2] = std::numeric_limits<float>::quiet_NaN();
+      total_.data<float>()[0] = static_cast<float>(sum);
+    }
+    TensorMap outputs() const override { return {{"out", out_}, {"total", total_}}; }
+    ClosedForm cost() const override {
+      ClosedForm f;
+      f.cost = {2 * n_, n_, 0, 8 * n_, 4 * n_ + 4};
+      f.published_macs = n_;
+      f.parameters = 1;
+      return f;
+    }
+
+   private:
+    std::string fault_;
+    int64_t workspace_, n_;
+    Tensor out_, total_;
+  };
+  MethodInfo info_;
+
+ public:
+  /// Off in tests of dry runs, where touching the memory would defeat the purpose.
+  static inline bool compute = true;
+};
+
+inline RefMap doubler_reference(const Problem&, const Params&, const RefMap& inputs, const RefMap& weights) {
+  const RefTensor& x = inputs.at("x");
+  RefTensor out(x.shape), total(std::vector<int64_t>{1});
+  for (int64_t i = 0; i < x.numel(); ++i) {
+    out[i] = weights.at("w")[0] * x[i];
+    total[0] += x[i];
+  }
+  return {{"out", out}, {"total", total}};
+}
+
+inline const Method& doubler() {
+  static const bool once = register_method(std::make_unique<Doubler>("fake_doubler")) &&
+                           register_reference("fake_doubler", doubler_reference);
+  (void)once;
+  return find_method("fake_doubler");
+}
+/// The same without a reference.
+inline const Method& unchecked() {
+  static const bool once = register_method(std::make_unique<Doubler>("fake_unchecked"));
+  (void)once;
+  return find_method("fake_unchecked");
+}
+
+}  // namespace attnbench::fake
