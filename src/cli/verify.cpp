@@ -1,0 +1,167 @@
+// attnbench verify: methods against their double-precision references.
+#include "measure/verify.hpp"
+
+#include <fmt/core.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "cli/arguments.hpp"
+#include "cli/json.hpp"
+#include "cli/program.hpp"
+#include "cli/terminal.hpp"
+#include "cli/text.hpp"
+
+namespace attnbench {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  std::vector<std::string> methods;
+  std::string dtypes = "f32", device = "cpu";
+  bool all = false;
+  int threads = 0;
+};
+
+struct Line {
+  std::string method;
+  DType dtype;
+  MethodCheck check;
+  double worst() const {
+    double w = 0;
+    for (const auto& [tensor, error] : check.outcome.result.relative_l2)
+      if (!(error <= w)) w = error;  // NaN wins
+    return w;
+  }
+};
+
+Json line_json(const Line& l) {
+  const Verification& v = l.check.outcome.result;
+  Json errors = Json::object();
+  for (const auto& [tensor, error] : v.relative_l2) errors[tensor] = finite(error);
+  return {{"method", l.method},
+          {"dtype", std::string(name(l.dtype))},
+          {"variation", l.check.variation},
+          {"problem", to_json(l.check.problem)},
+          {"status", std::string(name(l.check.status))},
+          {"how", v.how},
+          {"tolerance", v.tolerance},
+          {"relative_l2", std::move(errors)},
+          {"worst", v.worst},
+          {"reason", l.check.reason}};
+}
+
+std::string table_of(const std::vector<Line>& lines, bool color) {
+  using Align = TextTable::Align;
+  TextTable t({{"method", Align::left},
+               {"dtype", Align::left},
+               {"variation", Align::left},
+               {"problem", Align::left},
+               {"error", Align::right},
+               {"tolerance", Align::right},
+               {"verdict", Align::left}});
+  for (const Line& l : lines) {
+    const bool ok = l.check.status == CaseStatus::ok;
+    std::string verdict = ok ? "ok" : std::string(name(l.check.status));
+    if (!ok && !l.check.reason.empty()) verdict += ": " + l.check.reason;
+    t.add({l.method, std::string(name(l.dtype)), l.check.variation, l.check.problem.str(),
+           l.check.outcome.checked ? fmt::format("{:.2e}", l.worst()) : "-",
+           l.check.outcome.checked ? fmt::format("{:.0e}", l.check.outcome.result.tolerance) : "-", verdict},
+          ok                                          ? Style::plain
+          : l.check.status == CaseStatus::unsupported ? Style::dim
+                                                      : Style::red);
+  }
+  return t.str(color, "", stdout_width());
+}
+
+int verify(const Options& o, const GlobalOptions& global) {
+  std::vector<const Method*> methods;
+  if (o.all == !o.methods.empty()) throw UsageError("name methods, or give --all");
+  for (const std::string& id : o.methods) methods.push_back(&find_method(id));
+  if (o.all) methods = all_methods();
+  std::vector<DType> dtypes;
+  for (const std::string& word : comma_list("--dtype", o.dtypes)) dtypes.push_back(parse_dtype(word));
+  Backend& backend = backend_of(o.device);
+
+  std::vector<Line> lines;
+  int passed = 0, unsupported = 0, failed = 0;
+  Progress progress(global.quiet, global.color);
+  const size_t count = methods.size() * dtypes.size();
+  size_t done = 0;
+  for (const Method* m : methods)
+    for (DType dtype : dtypes) {
+      const std::string what = m->info().id + " " + std::string(name(dtype));
+      progress.begin(done++, count, what, std::nullopt);
+      Context ctx(backend, o.threads);
+      size_t bad = 0;
+      const std::vector<MethodCheck> checks = verify_method(ctx, *m, dtype);
+      for (MethodCheck c : checks) {
+        // What the method says it can do, it has to do: only its variations may be refused.
+        const std::vector<DType>& types = m->info().dtypes;
+        const std::vector<DeviceKind>& devices = m->info().backends;
+        if (c.status == CaseStatus::unsupported && c.variation == "example" &&
+            std::find(types.begin(), types.end(), dtype) != types.end() &&
+            std::find(devices.begin(), devices.end(), backend.device()) != devices.end())
+          c.status = CaseStatus::failed;
+        (c.status == CaseStatus::ok            ? passed
+         : c.status == CaseStatus::unsupported ? unsupported
+                                               : failed) += 1;
+        bad += c.status != CaseStatus::ok && c.status != CaseStatus::unsupported;
+        lines.push_back({m->info().id, dtype, c});
+      }
+      progress.end(done, count, what, bad ? fmt::format("{} of {} failed", bad, checks.size()) : "ok", false);
+    }
+  progress.clear();
+  if (global.json) {
+    Json list = Json::array();
+    for (const Line& l : lines) list.push_back(line_json(l));
+    print_json(
+        {{"checks", std::move(list)}, {"passed", passed}, {"unsupported", unsupported}, {"failed", failed}});
+  } else {
+    print_data(table_of(lines, global.color) +
+               fmt::format("\n{} passed, {} unsupported, {} failed\n", passed, unsupported, failed));
+    for (const Line& l : lines)
+      if (!l.check.outcome.result.worst.empty() && l.check.status == CaseStatus::failed)
+        print_data(fmt::format("{} {} {}: {}\n", l.method, name(l.dtype), l.check.variation,
+                               l.check.outcome.result.worst));
+  }
+  if (failed) return kAnswerIsNo;
+  if (!passed)
+    throw UsageError("nothing was verified: no named method runs in " + o.dtypes + " on " + o.device);
+  return kDone;
+}
+
+const bool registered = register_command(
+    {.name = "verify",
+     .order = 30,
+     .add =
+         [](CLI::App& sub, const GlobalOptions& global) {
+           auto o = std::make_shared<Options>();
+           sub.add_option("METHOD", o->methods, "methods to verify")->type_name("METHOD");
+           sub.add_flag("-a,--all", o->all, "every method");
+           sub.add_option("--dtype", o->dtypes, "f32, bf16, f16, separated by commas; default f32")
+               ->type_name("LIST");
+           sub.add_option("-d,--device", o->device, "where the methods run; default cpu")
+               ->type_name("{cpu,cuda}");
+           sub.add_option("-t,--threads", o->threads, "CPU threads; default all")
+               ->check(CLI::Range(1, 4096))
+               ->type_name("N");
+           sub.footer(
+               "Examples:\n"
+               "  attnbench verify hilo sra\n"
+               "  attnbench verify --all --dtype f32,bf16,f16\n"
+               "\n"
+               "Each method runs at its example and at variations of it (odd sizes, one token, batches, "
+               "causal, …).\n"
+               "Exit status 1 when one is above its tolerance or could not be compared.");
+           return [o, &global] { return verify(*o, global); };
+         },
+     .summary = "check methods against their double-precision references"});
+
+}  // namespace
+
+}  // namespace attnbench
