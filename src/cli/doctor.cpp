@@ -139,9 +139,8 @@ std::vector<Finding> openblas(const Environment& e) {
   const std::string found =
       core + " kernels" + (forced.empty() ? "" : ", forced by OPENBLAS_CORETYPE=" + forced);
   if (cpu_has_avx512() && !avx512_kernels)
-    out.push_back(
-        {"OpenBLAS", Level::warn, found,
-         "this CPU has AVX-512, which these kernels do not use: try OPENBLAS_CORETYPE=SkylakeX"});
+    out.push_back({"OpenBLAS", Level::warn, found,
+                   "this CPU has AVX-512, which these kernels do not use: try OPENBLAS_CORETYPE=SkylakeX"});
   else
     out.push_back({"OpenBLAS", Level::good, found, ""});
   if (config.find("OPENMP") == std::string::npos)

@@ -44,6 +44,7 @@ std::string find_suite_file(const std::string& word) {
     if (fs::is_directory(word, failed)) throw UsageError("'" + word + "' is a folder, not a suite file");
     return word;
   }
+  if (word.ends_with(".json")) throw UsageError("there is no file '" + word + "'");
   const std::vector<std::string> suites = bundled_suites();
   std::vector<std::string> names;
   for (const std::string& s : suites) {

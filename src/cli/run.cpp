@@ -134,19 +134,21 @@ fs::path results_path(const Options& o, const Suite& suite) {
 
 const Format& format_of(const std::string& word) { return find_format(word == "md" ? "markdown" : word); }
 
-/// The folder itself is made only when the run starts; here it is only asked whether that will work.
-void require_folder(const fs::path& folder) {
-  fs::path existing = fs::absolute(folder);
+/// Whether `path` can be written. Folders that the program makes itself ("results/", and -o DIR/) are made
+/// only when the run starts; here the nearest existing one is asked.
+void require_place(const Options& o, const fs::path& path) {
+  fs::path folder = fs::absolute(path).parent_path();
   std::error_code failed;
-  while (!fs::exists(existing, failed) && existing.has_relative_path()) existing = existing.parent_path();
-  require_writable((existing / ".attnbench").string());
+  const bool makes_folder = o.output.empty() || o.output.ends_with('/');
+  while (makes_folder && !fs::exists(folder, failed) && folder.has_relative_path())
+    folder = folder.parent_path();
+  require_writable((folder / path.filename()).string());
 }
 
 void require_free(const Options& o, const fs::path& path) {
-  require_folder(path.parent_path());
+  require_place(o, path);
   std::error_code failed;
   if (!fs::exists(path, failed)) return;
-  require_writable(path.string());
   if (!o.force && !o.resume)
     throw UsageError("'" + path.string() +
                      "' exists; --force replaces it, --resume goes on with an interrupted run");
