@@ -546,6 +546,22 @@ class Resolver {
                                       [&in](const CaseDeclaration& c) { return in(c.axes); });
   }
 
+  bool axis_has(const std::string& key, const Value& value) const {
+    const auto in = [&](const std::vector<AxisGroup>& groups) {
+      for (const AxisGroup& g : groups)
+        for (size_t i = 0; i < g.targets.size(); ++i)
+          if (g.targets[i] == key || last_part(g.targets[i]) == key)
+            for (const AxisGroup::Row& row : g.rows) {
+              const Value& v = row.values[i].value;
+              if (v == value || (v.is_number() && value.is_number() && v.as_double() == value.as_double()))
+                return true;
+            }
+      return false;
+    };
+    return in(d_.axes) || std::any_of(d_.cases.begin(), d_.cases.end(),
+                                      [&in](const CaseDeclaration& c) { return in(c.axes); });
+  }
+
   void claims(Suite& s) {
     for (const ClaimDeclaration& d : d_.claims) {
       const NameLookup quick = [this](const std::string& n, int offset) {
@@ -592,11 +608,12 @@ class Resolver {
     std::map<std::string, std::vector<std::string>> meant;  // by device
     for (const Case& c : s.cases)
       if (is_meant(c, e.of, d.claim.axes)) meant[c.device].push_back(c.name);
-    bool exists = false;
-    for (const Case& c : s.cases) exists = exists || c.base_name == e.of.name || c.name == e.of.name;
-    // A value that no case has is a slip; a case that `when` excludes altogether is not.
-    if (exists && meant.empty())
-      errors_.add(place, "claim '" + d.claim.id + "': no case '" + e.of.name + "' has these axis values");
+    // A value that no axis has is a slip; a case that `when` excludes here and now is not.
+    for (const auto* bound : {&e.of.axes, &d.claim.axes})
+      for (const auto& [axis, value] : *bound)
+        if (axis_exists(axis) && !axis_has(axis, value))
+          errors_.add(place,
+                      "claim '" + d.claim.id + "': the axis '" + axis + "' has no value " + value.str());
     for (const auto& [device, names] : meant)
       if (names.size() > 1)
         errors_.add(place, "claim '" + d.claim.id + "': '" + e.of.str() + "' may be '" + names[0] + "' or '" +
