@@ -8,6 +8,7 @@
 
 #include "report/json_schema.hpp"
 #include "report/schemas.hpp"
+#include "suite/claims.hpp"
 #include "suite/parse.hpp"
 #include "suite/yaml.hpp"
 #include "tests/catch.hpp"
@@ -189,4 +190,41 @@ TEST_CASE("schema and parser refuse the same slips") {
     CHECK_FALSE(schema_errors(yaml::parse(text, "f")).empty());
     CHECK_THROWS_AS(parse_suite(text, "f"), UsageError);
   }
+}
+
+TEST_CASE("what the papers publish about operation counts follows from the methods' closed forms") {
+  // Every exact claim of the papers' suites on the CPU is about counts and needs no measurement.
+  int evaluated = 0;
+  for (const char* file : {"hilo", "mfm", "lightning_attention"}) {
+    RunResult run;
+    run.suite = load_suite(std::string(ATTNBENCH_SOURCE_DIR "/suites/papers/") + file + ".yaml");
+    for (const Case& c : run.suite.cases) {
+      CaseResult r;
+      r.spec = c;
+      Context ctx(cpu_backend(), 1);
+      const Method& method = find_method(c.method);
+      const ClosedForm f =
+          method.make(ctx, c.problem, resolve_params(c.method, method.info().params, c.params, c.problem))
+              ->cost();
+      r.formula = f.cost;
+      r.published_macs = f.published_macs;
+      r.parameters = f.parameters;
+      run.cases.push_back(r);
+    }
+    for (const Claim& c : run.suite.claims) {
+      const ClaimResult r = evaluate_claim(c, run);
+      INFO(file << " " << c.id << ": " << r.measured << " instead of " << c.published_text << " "
+                << r.reason);
+      if (c.device == "cuda") {
+        CHECK(r.verdict == ClaimResult::Verdict::not_evaluated);
+      } else if (c.tolerance == 0) {
+        CHECK(r.verdict ==
+              (c.compare == "equal" ? ClaimResult::Verdict::exact : ClaimResult::Verdict::holds));
+        ++evaluated;
+      } else {
+        CHECK(r.verdict == ClaimResult::Verdict::not_evaluated);  // times, and nothing was timed
+      }
+    }
+  }
+  CHECK(evaluated == 16);
 }
