@@ -39,7 +39,8 @@ int64_t group_of(int64_t index, int64_t count, int64_t groups) { return index / 
 /// A block mask on the host, with what is needed to walk the keys of one query.
 class HostMask {
  public:
-  HostMask(Context& ctx, const BlockMask* mask, int64_t batch, int64_t heads, int64_t n, int64_t m)
+  HostMask(Context& ctx, const BlockMask* mask, bool paged, int64_t batch, int64_t heads, int64_t n,
+           int64_t m)
       : batch_(batch), heads_(heads), n_(n), m_(m) {
     if (!mask) return;
     mask_ = *mask;
@@ -53,8 +54,15 @@ class HostMask {
       *t = on_host(ctx, *t);
     q_slot_ = inverse(mask_.q_order);
     k_slot_ = inverse(mask_.k_order);
-    token_rule_ = mask_.rule;
-    token_rule_.bitmap = {};
+    ElementRule rule = mask_.rule;
+    rule.bitmap = {};
+    token_rules_.clear();
+    for (int64_t b = 0; b < (paged ? batch : 1); ++b) {
+      // Each sequence of a paged cache ends at its own length, and its last query stands there.
+      if (mask_.rule.offset == ElementRule::kAlignEnds)
+        rule.offset = (paged ? mask_.key_length.data<int32_t>()[b] : m) - n;
+      token_rules_.push_back(rule);
+    }
     lists_ = mask_.full || mask_.partial;
     closed_form_ = !lists_ && !mask_.gather && !mask_.key_valid && mask_.rule.rank == 0 &&
                    !mask_.rule.segment_q && !mask_.rule.bitmap;
@@ -137,9 +145,10 @@ class HostMask {
   }
 
   bool rule_sees(int64_t b, int64_t h, int64_t i, int64_t j, int64_t q_slot, int64_t k_slot) const {
-    if (token_rule_.rank == 0 && !token_rule_.segment_q) {
-      if (!band_allows(token_rule_, i, j)) return false;
-    } else if (!rule_allows(token_rule_, b, h, i, j, n_, m_)) {
+    const ElementRule& rule = token_rule(b);
+    if (rule.rank == 0 && !rule.segment_q) {
+      if (!band_allows(rule, i, j)) return false;
+    } else if (!rule_allows(rule, b, h, i, j, n_, m_)) {
       return false;
     }
     const Tensor& bits = mask_.rule.bitmap;
@@ -149,9 +158,13 @@ class HostMask {
     return bits.data<uint8_t>()[(row + q_slot) * bits.dim(3) + k_slot / 8] >> (k_slot % 8) & 1;
   }
 
-  /// The causal and band parts of a rule.
-  bool band_allows(const ElementRule& rule, int64_t i, int64_t j) const {
-    const int64_t centre = i + (rule.offset == ElementRule::kAlignEnds ? m_ - n_ : rule.offset);
+  const ElementRule& token_rule(int64_t b) const {
+    return token_rules_[token_rules_.size() > 1 ? static_cast<size_t>(b) : 0];
+  }
+
+  /// The causal and band parts of a rule whose offset is resolved.
+  static bool band_allows(const ElementRule& rule, int64_t i, int64_t j) {
+    const int64_t centre = i + rule.offset;
     if (rule.causal && j > centre) return false;
     if (!rule.band || j < rule.sinks) return true;
     return (rule.left < 0 || j >= centre - rule.left) && (rule.right < 0 || j <= centre + rule.right);
@@ -177,14 +190,15 @@ class HostMask {
 
   /// band_intervals cut to the row's range.
   void clipped(int64_t b, int64_t h, int64_t i, Intervals& out) const {
-    band_intervals(mask_.rule, i, n_, m_, out);
+    band_intervals(token_rule(b), i, n_, m_, out);
     const Interval r = row_range(b, h, i);
     for (Interval& v : out) v = {std::max(v.begin, r.begin), std::min(v.end, r.end)};
     std::erase_if(out, [](const Interval& v) { return v.begin >= v.end; });
   }
 
   BlockMask mask_;
-  ElementRule token_rule_;
+  std::vector<ElementRule> token_rules_{
+      ElementRule{}};  ///< without bitmap, offsets resolved; one, or one a batch
   std::vector<int64_t> q_slot_, k_slot_;
   int64_t batch_, heads_, n_, m_;
   bool lists_ = false, closed_form_ = true;
@@ -282,7 +296,7 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
                     int64_t q_end, std::vector<float>& out) {
   const int64_t heads = args.q.dim(1), n = args.q.dim(2), d = args.q.dim(3), m = keys_of(args);
   const int64_t kv_head = h / (heads / args.k.dim(1));
-  const HostMask mask(ctx, args.mask, args.q.dim(0), heads, n, m);
+  const HostMask mask(ctx, args.mask, static_cast<bool>(args.pages.table), args.q.dim(0), heads, n, m);
 
   // Queries of the range and keys of the head, widened to f32.
   const Tensor q = on_host(ctx, args.q.select(0, b).select(0, h).slice(0, q_begin, q_end));
@@ -310,6 +324,9 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
   const Tensor slopes = on_host(ctx, args.bias.slope), sinks = on_host(ctx, args.sink_logit);
   const float slope = slopes ? slopes.data<float>()[h * slopes.stride(0)] : 0.0f;
   const float sink = sinks ? sinks.data<float>()[h * sinks.stride(0)] : -kInfinity;
+  // Biases measure from the sequence's own end.
+  const int64_t length = page_table ? on_host(ctx, args.mask->key_length).data<int32_t>()[b] : m,
+                offset = length - n;
   const int64_t reach = relative ? (relative.dim(0) - 1) / 2 : 0;
 
   out.assign(static_cast<size_t>((q_end - q_begin) * m), 0.0f);
@@ -330,7 +347,7 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
         for (int64_t c = 0; c < d; ++c) s += query[static_cast<size_t>(c)] * key[c];
         s *= args.scale;
         if (args.soft_cap > 0.0f) s = args.soft_cap * std::tanh(s / args.soft_cap);
-        const int64_t distance = j - i - (m - n);
+        const int64_t distance = j - i - offset;
         if (dense) s += element(dense, (i - q_begin) * dense.stride(0) + j * dense.stride(1));
         if (slopes) s -= slope * static_cast<float>(std::abs(distance));
         if (relative) s += relative.data<float>()[std::clamp(distance, -reach, reach) + reach];
@@ -366,7 +383,7 @@ RowStats attention_row_stats(Context& ctx, const AttentionArgs& args) {
   RowStats stats;
   stats.entropy = a.row_entropy;
 
-  const HostMask mask(ctx, args.mask, batch, heads, n, m);
+  const HostMask mask(ctx, args.mask, static_cast<bool>(args.pages.table), batch, heads, n, m);
   const Tensor dense = on_host(ctx, args.bias.dense);
   const bool each_batch = !mask.same_for_batches() || (dense && dense.dim(0) > 1);
   const bool each_head = !mask.same_for_heads() || (dense && dense.dim(1) > 1);

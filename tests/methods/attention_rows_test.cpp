@@ -220,14 +220,32 @@ TEST_CASE("attention_rows reads pages through the table") {
   BlockMask mask;
   mask.key_length = call.ints({kBatch}, {17, 17});
   args.mask = &mask;
-  for (int64_t b = 0; b < kBatch; ++b) {
-    std::vector<float> want, got;
-    attention_rows(call.ctx, call.args, b, 3, 0, kQueries, want);
-    attention_rows(call.ctx, args, b, 3, 0, kQueries, got);
-    REQUIRE(got.size() == size_t(kQueries * 20));
-    for (int64_t i = 0; i < kQueries; ++i)
-      for (int64_t j = 0; j < 20; ++j)
-        CHECK(got[size_t(i * 20 + j)] == (j < kKeys ? want[size_t(i * kKeys + j)] : 0.0f));
+  SECTION("every key") {
+    for (int64_t b = 0; b < kBatch; ++b) {
+      std::vector<float> want, got;
+      attention_rows(call.ctx, call.args, b, 3, 0, kQueries, want);
+      attention_rows(call.ctx, args, b, 3, 0, kQueries, got);
+      REQUIRE(got.size() == size_t(kQueries * 20));
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < kQueries; ++i)
+        for (int64_t j = 0; j < 20; ++j)
+          wrong += got[size_t(i * 20 + j)] != (j < kKeys ? want[size_t(i * kKeys + j)] : 0.0f);
+      CHECK(wrong == 0);
+    }
+  }
+  SECTION("causal, each sequence aligned to its own length") {
+    mask.rule.causal = true;
+    mask.key_length = call.ints({kBatch}, {17, 13});
+    for (int64_t b = 0; b < kBatch; ++b) {
+      std::vector<float> rows;
+      attention_rows(call.ctx, args, b, 0, 0, kQueries, rows);
+      const int64_t length = b ? 13 : 17;
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < kQueries; ++i)
+        for (int64_t j = 0; j < 20; ++j)
+          wrong += (rows[size_t(i * 20 + j)] > 0) != (j <= i + length - kQueries);
+      CHECK(wrong == 0);
+    }
   }
 }
 

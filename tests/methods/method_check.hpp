@@ -39,6 +39,7 @@ struct Trial {
                 t.dtype(), 1);
     }
     ctx->cost().reset();
+    ctx->cost().set_exact(true);
     instance->run(*ctx);
   }
   RefMap reference() const {
