@@ -23,20 +23,17 @@ int64_t fma_burst(int64_t rounds, T* sink) {
   constexpr int lanes = kPeakBytes / static_cast<int>(sizeof(T));
   V a, b, c[kChains];
   for (int l = 0; l < lanes; ++l) {
-    a[l] = static_cast<T>(1) + static_cast<T>(l) * static_cast<T>(1e-6);
+    a[l] = static_cast<T>(0.5) + static_cast<T>(l) * static_cast<T>(1e-3);  // converges: no infinities
     b[l] = static_cast<T>(1e-6);
   }
+#pragma GCC unroll 12
   for (int i = 0; i < kChains; ++i) c[i] = b * static_cast<T>(i);
   for (int64_t r = 0; r < rounds; ++r) {
 #pragma GCC unroll 12
-    for (int i = 0; i < kChains; ++i) {
-      c[i] = c[i] * a + b;
-#if defined(__x86_64__)
-      asm volatile("" : "+v"(c[i]));  // keeps every chain in its register and the loop as written
-#endif
-    }
+    for (int i = 0; i < kChains; ++i) c[i] = c[i] * a + b;
   }
   V s = c[0];
+#pragma GCC unroll 12
   for (int i = 1; i < kChains; ++i) s += c[i];
   for (int l = 0; l < lanes; ++l) *sink += s[l];
   return rounds * kChains * lanes * 2;
