@@ -80,19 +80,20 @@ ATTNBENCH_INLINE void store(f16* p, F v) {
 #endif
 }
 
-/// The first n < kLanes elements; the other lanes are 0.
+/// The first n <= kLanes elements; the other lanes are 0.
 template <class T>
 ATTNBENCH_INLINE F load_part(const T* p, int64_t n) {
   alignas(64) unsigned char raw[kLanes * sizeof(T)] = {};
-  for (int64_t l = 0; l < n; ++l) std::memcpy(raw + l * static_cast<int64_t>(sizeof(T)), p + l, sizeof(T));
+  for (int64_t l = 0; l < kLanes; ++l)
+    if (l < n) std::memcpy(raw + l * static_cast<int64_t>(sizeof(T)), p + l, sizeof(T));
   return load(reinterpret_cast<const T*>(raw));
 }
 template <class T>
 ATTNBENCH_INLINE void store_part(T* p, F v, int64_t n) {
   alignas(64) unsigned char raw[kLanes * sizeof(T)];
   store(reinterpret_cast<T*>(raw), v);
-  for (int64_t l = 0; l < n; ++l)
-    std::memcpy(static_cast<void*>(p + l), raw + l * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  for (int64_t l = 0; l < kLanes; ++l)
+    if (l < n) std::memcpy(static_cast<void*>(p + l), raw + l * static_cast<int64_t>(sizeof(T)), sizeof(T));
 }
 #if defined(__AVX512F__)
 ATTNBENCH_INLINE F load_part(const float* p, int64_t n) {

@@ -87,8 +87,8 @@ void tile_rows(int64_t rows, int64_t k, const float* a, int64_t a_row, int64_t a
 
 /// C[m x n] = beta C + A B with A[i, p] at a[i * a_row + p * a_col], row-major B and C. Rows are cut evenly:
 /// a last tile of one row would run at a fraction of the speed.
-void tile_gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col, const float* b,
-               int64_t ldb, float* c, int64_t ldc, float beta) {
+[[maybe_unused]] void tile_gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_row, int64_t a_col,
+                                const float* b, int64_t ldb, float* c, int64_t ldc, float beta) {
   const int64_t tiles = (m + kTileRows - 1) / kTileRows;
   constexpr int64_t kWidth = kTileVectors * kLanes;
   for (int64_t j = 0; j < n; j += kWidth) {

@@ -182,8 +182,9 @@ TEST_CASE("a narrow result is rounded once, and padding around C stays untouched
   CHECK(std::isnan(get(wide, 2)));
 }
 
-TEST_CASE("gemm does not depend on the thread count", "[.]") {
+TEST_CASE("gemm does not depend on the thread count") {
   const DType type = GENERATE(DType::f32, DType::bf16);
+  if (best_isa() == Isa::base) return;  // BLAS cuts the work by threads
   Random r(10);
   Context one(cpu_backend(), 1), two(cpu_backend(), 2), five(cpu_backend(), 5);
   for (const auto& s : {Shape{1, 130, 90, 70}, Shape{20, 13, 9, 30}, Shape{3, 200, 40, 300}}) {
