@@ -1,0 +1,105 @@
+// The inner loops of CPU attention as one table of functions per instruction set. No scheduling, no masks
+// semantics, no allocation: cpu.cpp drives these.
+//
+// Two forms share one score layout, S^T: row j holds the scores of key j for all queries ("lanes") of a tile.
+//
+//   Lane form (many queries). Queries sit in vector lanes: Q is transposed once per tile, K and V are read as
+//   scalars and broadcast, and the output is kept transposed. So K and V are never packed, whatever their
+//   strides, pages or gather lists, and row maxima and sums need no horizontal work.
+//
+//   Row form (few queries: decoding, tiny windows). The head dim sits in the lanes, so that every loaded
+//   vector of K and V is used once per query at full width; scores are reduced to S^T, outputs stay in rows.
+//
+// The functions named *_pairs do the same with bf16 pairs in 32-bit units (two head dims, or two keys).
+#pragma once
+#include <cstdint>
+
+#include "kernels/core/dtype.hpp"
+
+namespace attnbench::cpu_attention {
+
+inline constexpr int kLanes = 64;      ///< queries a tile at most: four vectors of 16
+inline constexpr int kKeys = 64;       ///< keys a step: S^T of 64 x 64 floats fills a third of a 48 KiB L1
+inline constexpr int kMaxDim = 512;    ///< head dims (contract)
+inline constexpr int kRowQueries = 4;  ///< the row form takes at most so many queries
+
+/// One softmax step of a tile: S^T becomes P^T, running maxima and sums move on.
+struct SoftmaxStep {
+  float* s = nullptr;  ///< [keys][lanes], in and out
+  int keys = 0, lanes = 0;
+  float to_log2 = 0;                 ///< p = 2^(s * to_log2 - m)
+  const uint64_t* mask = nullptr;    ///< bit l of entry j: lane l sees key j; null: all do
+  float *m = nullptr, *l = nullptr;  ///< [lanes]: running max (base 2, scaled) and sum
+  float* t = nullptr;      ///< [lanes]: running sum of p * log2(p), for the entropy; null: not wanted
+  float* alpha = nullptr;  ///< [lanes], out: what earlier sums must be multiplied by
+  bool moved = false;      ///< out: some alpha differs from 1
+};
+
+/// Score terms beyond the plain product: s = softcap(scale * s) - slope * |position - key| + add.
+struct ScoreTerms {
+  float* s = nullptr;
+  int keys = 0, lanes = 0;
+  float scale = 1, cap = 0;
+  const float* slope = nullptr;     ///< [lanes] or null
+  const float* position = nullptr;  ///< [lanes]
+  const float* key = nullptr;       ///< [keys]
+  const float* add = nullptr;       ///< [keys][lanes] or null
+};
+
+struct Kernels {
+  const char* name;
+  bool bf16_pairs;  ///< the *_pairs functions are there
+
+  /// out[i * lanes + l] = row l's element i; rows beyond `n` become 0.
+  void (*pack_columns)(DType, const void* const* rows, int n, int64_t d, int lanes, float* out);
+  void (*pack_columns_pairs)(const void* const* rows, int n, int64_t d, int lanes, float* out);
+  /// s[j * lanes + l] = sum_i k[j][i] q[i * lanes + l]
+  void (*scores)(const float* q, int lanes, int64_t d, const void* const* k, int keys, float* s);
+  void (*scores_pairs)(const float* q, int lanes, int64_t d, const void* const* k, int keys, float* s);
+  /// o[i * lanes + l] += sum_j v[j][i] p[j * lanes + l]
+  void (*accumulate)(float* o, int lanes, int64_t e, const void* const* v, int keys, const float* p);
+  void (*accumulate_pairs)(float* o, int lanes, int64_t e, const float* v, int keys, const float* p);
+  /// v of two keys side by side: out[(j / 2) * e + i] = {v[j][i], v[j + 1][i]}; a missing last key is 0.
+  void (*interleave)(const void* const* v, int keys, int64_t e, float* out);
+
+  void (*row_scores)(DType, const float* q, int64_t ldq, int queries, int64_t d, const void* const* k,
+                     int keys, float* s, int lanes);
+  void (*row_accumulate)(DType, float* o, int64_t ldo, int queries, int64_t e, const void* const* v, int keys,
+                         const float* p, int lanes);
+
+  void (*score_terms)(const ScoreTerms&);
+  void (*softmax)(SoftmaxStep&);
+  /// As softmax, and P^T is stored as bf16 pairs of keys: [(keys + 1) / 2][lanes] units in place.
+  void (*softmax_pairs)(SoftmaxStep&);
+  /// sums[j] = sum over lanes of weight[l] * 2^(s * to_log2 - m[l]); uses s, keys, lanes, to_log2, mask, m.
+  void (*mass)(const SoftmaxStep&, const float* weight, float* sums);
+  /// o[i * lanes + l] *= alpha[l]
+  void (*rescale)(float* o, int64_t e, int lanes, const float* alpha);
+  /// Row l, element i of the output = o[i * lanes + l] * weight[l], rounded to the type.
+  void (*unpack_columns)(DType, const float* o, int lanes, int n, int64_t e, const float* weight,
+                         void* const* rows);
+  /// out[j * ld + i] = row j's element i as f32.
+  void (*widen)(DType, const void* const* rows, int n, int64_t d, float* out, int64_t ld);
+  /// bits[j] bit l: low[l] <= x[j] < high[l].
+  void (*range_bits)(const int32_t* x, int keys, const int32_t* low, const int32_t* high, int lanes,
+                     uint64_t* bits);
+  bool (*finite)(DType, const void* const* rows, int n, int64_t d);
+};
+
+const Kernels& portable_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+const Kernels& avx512bf16_kernels();
+
+/// Every table this machine can run, slowest first. "portable" is always there.
+struct KernelList {
+  const Kernels* entries[4];
+  int count = 0;
+};
+KernelList available_kernels();
+/// The table in use: the fastest, or the one named by ATTNBENCH_CPU_ISA, or by force_kernels.
+const Kernels& kernels();
+/// For tests and comparisons: null gives the choice back. Not thread safe against running calls.
+void force_kernels(const Kernels* k);
+
+}  // namespace attnbench::cpu_attention

@@ -1,0 +1,25 @@
+// CPU attention kernels for AVX-512 (F, BW, VL, DQ).
+#include "kernels/attention/cpu_kernel.hpp"
+
+#if defined(__AVX512F__)
+// GCC 12 takes the undefined operands inside its own AVX-512 header for mistakes (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+namespace attnbench::cpu_attention {
+namespace {
+// clang-format off: the vector type comes first
+#include "kernels/attention/cpu_vector_avx512.hpp"
+#include "kernels/attention/cpu_kernel-inl.hpp"
+// clang-format on
+}  // namespace
+
+const Kernels& avx512_kernels() {
+  static constexpr Kernels table{"avx512",       false,          pack_columns, nullptr,    scores,
+                                 nullptr,        accumulate,     nullptr,      nullptr,    row_scores,
+                                 row_accumulate, score_terms,    softmax,      nullptr,    mass,
+                                 rescale,        unpack_columns, widen,        range_bits, finite};
+  return table;
+}
+}  // namespace attnbench::cpu_attention
+#endif
