@@ -34,6 +34,25 @@ inline V tanh(V x) {
   return select_less(a, V::set1(0.625f), small, large);
 }
 
+// Single elements. bf16's own conversions are inline functions of another header, which must not be emitted
+// here for this target.
+inline float scalar(const float* p) { return *p; }
+inline float scalar(const bf16* p) {
+  const uint32_t u = static_cast<uint32_t>(p->bits) << 16;
+  float x;
+  __builtin_memcpy(&x, &u, 4);
+  return x;
+}
+inline float scalar(const f16* p) { return static_cast<float>(*p); }
+inline void put(float* p, float x) { *p = x; }
+inline void put(bf16* p, float x) {
+  uint32_t u;
+  __builtin_memcpy(&u, &x, 4);
+  const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
+  p->bits = static_cast<uint16_t>(nan ? (u >> 16) | 0x40u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+inline void put(f16* p, float x) { *p = f16(x); }
+
 inline int min_int(int a, int b) { return a < b ? a : b; }
 inline int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -185,10 +204,6 @@ void accumulate(float* o, int lanes, int64_t e, const void* const* v, int keys, 
 
 // ---- products, row form
 // ---------------------------------------------------------------------------------------------
-template <class T>
-inline float scalar(const T* p) {
-  return static_cast<float>(*p);
-}
 
 template <class T, int R, int K>
 inline void row_score_block(const float* q, int64_t ldq, int64_t d, const void* const* k, float* s,
@@ -493,7 +508,7 @@ inline void unpack_columns_typed(const float* o, int lanes, int n, int64_t e, co
     }
     for (; i < e; ++i)
       for (int r = 0; r < used; ++r)
-        static_cast<T*>(rows[l + r])[i] = T(o[i * lanes + l + r] * weight[l + r]);
+        put(static_cast<T*>(rows[l + r]) + i, o[i * lanes + l + r] * weight[l + r]);
   }
 }
 void unpack_columns(DType t, const float* o, int lanes, int n, int64_t e, const float* weight,

@@ -4,11 +4,13 @@
 #if defined(__AVX512F__)
 // GCC 12 takes the undefined operands inside its own AVX-512 header for mistakes (its bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
 namespace attnbench::cpu_attention {
 namespace {
-// clang-format off: the vector type comes first
+// The vector type comes first.
+// clang-format off
 #include "kernels/attention/cpu_vector_avx512.hpp"
 #include "kernels/attention/cpu_kernel-inl.hpp"
 // clang-format on

@@ -5,6 +5,7 @@
 
 #include "kernels/attention/cpu_kernel.hpp"
 #include "kernels/core/error.hpp"
+#include "kernels/core/isa.hpp"
 
 namespace attnbench::cpu_attention {
 namespace {
@@ -122,14 +123,9 @@ KernelList available_kernels() {
   KernelList list{};
   list.entries[list.count++] = &portable_kernels();
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx2) list.entries[list.count++] = &avx2_kernels();
-  if (avx512) list.entries[list.count++] = &avx512_kernels();
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) list.entries[list.count++] = &avx512bf16_kernels();
+  if (best_isa() >= Isa::avx2) list.entries[list.count++] = &avx2_kernels();
+  if (best_isa() >= Isa::avx512) list.entries[list.count++] = &avx512_kernels();
+  if (has_avx512_bf16()) list.entries[list.count++] = &avx512bf16_kernels();
 #endif
   return list;
 }
