@@ -12,6 +12,7 @@ namespace attnbench {
 struct AnalysisInfo {
   std::string id, title, summary, formula, unit;
   std::vector<ParamSpec> params;
+  std::vector<std::string> headline;  ///< scalars that tables show, in this order; empty: all
 };
 
 class Analysis {

@@ -28,6 +28,7 @@ class Density final : public Analysis {
           "density_h = sum_i |S_h(i)| / (N M)    S_h(i): tokens that output token i of head h depends on\n"
           "density   = mean of density_h over heads (and batch, where patterns differ)";
       i.unit = "share of pairs";
+      i.headline = {"density", "mean_tokens_per_query", "max_tokens_per_query"};
       return i;
     }();
     return info;

@@ -113,6 +113,7 @@ class Entropy final : public Analysis {
           "normalised H_i = H_i / ln M_i         M_i: keys that query i sees; rows with M_i = 1 left out\n"
           "effective support = exp(H_i)          keys that a uniform row of this entropy would use";
       i.unit = "nats";
+      i.headline = {"mean_nats", "p5_nats", "p95_nats", "mean_normalised", "mean_support"};
       return i;
     }();
     return info;

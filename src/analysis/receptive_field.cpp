@@ -376,6 +376,7 @@ class ReceptiveField final : public Analysis {
           "connection\n"
           "fraction_d = mean over i of |S_d(i)| / N;  distance_d = max over i and j in S_d(i) of |i - j|";
       i.unit = "share of tokens; tokens";
+      i.headline = {"depth", "fraction_mean", "fraction_min", "max_distance", "complete_at_depth"};
       const auto integer = [](const char* name, int64_t value, double min, double max, const char* meaning) {
         ParamSpec s;
         s.name = name;

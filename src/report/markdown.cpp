@@ -62,12 +62,12 @@ class MarkdownFormat final : public Format {
   std::string write(const RunResult& run, const FormatOptions&) const override {
     std::string out = "# " + escaped(headline(run)) + "\n\n";
     if (const std::string machine = machine_line(run); !machine.empty()) out += escaped(machine) + "\n\n";
-    const std::pair<const char*, ReportTable> sections[] = {{"Cases", case_table(run)},
-                                                            {"Stages", stage_table(run)},
-                                                            {"Analyses", analysis_table(run)},
-                                                            {"Claims", claim_table(run)}};
+    std::vector<std::pair<std::string, ReportTable>> sections{{"Cases", case_table(run)},
+                                                              {"Stages", stage_table(run)}};
+    for (auto& section : analysis_tables(run)) sections.push_back(std::move(section));
+    sections.emplace_back("Claims", claim_table(run));
     for (const auto& [title, table] : sections)
-      if (!table.rows.empty()) out += std::string("## ") + title + "\n\n" + text_of(table) + "\n";
+      if (!table.rows.empty()) out += "## " + escaped(title) + "\n\n" + text_of(table) + "\n";
     const std::vector<std::string> notes = remarks(run);
     if (!notes.empty()) out += "## Remarks\n\n";
     for (const std::string& note : notes) out += "- " + escaped(note) + "\n";

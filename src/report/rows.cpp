@@ -4,7 +4,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <set>
 
+#include "analysis/analysis.hpp"
 #include "report/text.hpp"
 
 namespace attnbench {
@@ -103,13 +106,37 @@ ReportTable stage_table(const RunResult& run) {
   return t;
 }
 
-ReportTable analysis_table(const RunResult& run) {
-  ReportTable t;
-  t.columns = {{"case"}, {"analysis"}, {"figure"}, {"value", true}};
+std::vector<std::pair<std::string, ReportTable>> analysis_tables(const RunResult& run) {
+  std::map<std::string, std::vector<std::pair<const CaseResult*, const AnalysisResult*>>> by_id;
   for (const CaseResult& c : run.cases)
-    for (const AnalysisResult& a : c.analyses)
-      for (const auto& [key, v] : a.scalars) t.rows.push_back({{c.spec.name, a.analysis, key, figure(v)}});
-  return t;
+    for (const AnalysisResult& a : c.analyses) by_id[a.analysis].emplace_back(&c, &a);
+  std::vector<std::pair<std::string, ReportTable>> tables;
+  for (const auto& [id, results] : by_id) {
+    // A file may hold analyses that this program does not know: all of their figures are shown.
+    std::string title = id;
+    std::vector<std::string> figures;
+    for (const Analysis* a : all_analyses())
+      if (a->info().id == id) title = a->info().title, figures = a->info().headline;
+    if (figures.empty()) {
+      std::set<std::string> all;
+      for (const auto& [c, a] : results)
+        for (const auto& [key, v] : a->scalars) all.insert(key);
+      figures.assign(all.begin(), all.end());
+    }
+    ReportTable t;
+    t.columns = {{"case"}};
+    for (const std::string& key : figures) t.columns.push_back({key, true});
+    for (const auto& [c, a] : results) {
+      t.rows.push_back({{c->spec.name}});
+      for (const std::string& key : figures) {
+        const auto it = a->scalars.find(key);
+        t.rows.back().cells.push_back(it == a->scalars.end() ? "" : figure(it->second));
+      }
+    }
+    t.drop_empty_columns();
+    tables.emplace_back(title, std::move(t));
+  }
+  return tables;
 }
 
 ReportTable claim_table(const RunResult& run) {
@@ -127,7 +154,9 @@ ReportTable claim_table(const RunResult& run) {
     for (const auto& [key, v] : r.claim.axes) id += " " + key + "=" + v.str();
     t.rows.push_back(
         {{id, side + (r.claim.published_text.empty() ? figure(r.claim.published) : r.claim.published_text),
-          r.claim.tolerance > 0 ? fmt::format("{:.3g}%", 100 * r.claim.tolerance) : "exact",
+          r.claim.tolerance > 0 ? fmt::format("{:.3g}%", 100 * r.claim.tolerance)
+          : side.empty()        ? "exact"
+                                : "",
           known ? figure(r.measured) : "", known && r.ci_low < r.ci_high ? interval(r.ci_low, r.ci_high) : "",
           known ? std::string(name(r.verdict)) : "not evaluated", r.claim.where},
          r.verdict == V::outside ? Mood::bad
@@ -138,21 +167,31 @@ ReportTable claim_table(const RunResult& run) {
 }
 
 std::vector<std::string> remarks(const RunResult& run) {
-  std::vector<std::string> all;
+  std::vector<std::pair<std::string, std::string>> all;  // remark, whose
+  const auto add = [&all](const std::string& whose, const std::string& remark) {
+    const auto it = std::find_if(all.begin(), all.end(), [&](const auto& r) { return r.first == remark; });
+    if (it == all.end()) {
+      all.emplace_back(remark, whose);
+    } else {
+      it->second += ", " + whose;
+    }
+  };
   for (const CaseResult& c : run.cases) {
+    const std::string& who = c.spec.name;
     if (c.status != CaseStatus::ok || !c.reason.empty())
-      all.push_back(c.spec.name + ": " + std::string(name(c.status)) +
-                    (c.reason.empty() ? "" : ": " + c.reason));
+      add(who, std::string(name(c.status)) + (c.reason.empty() ? "" : ": " + c.reason));
     if (c.verification && !c.verification->passed && !c.verification->worst.empty())
-      all.push_back(c.spec.name + ": worst element " + c.verification->worst);
-    if (c.time && !c.time->converged)
-      all.push_back(c.spec.name + ": ! the precision that was asked for was not reached in " +
-                    plural(static_cast<size_t>(std::max(c.time->samples, 0)), "sample"));
-    for (const std::string& w : c.warnings) all.push_back(c.spec.name + ": " + w);
+      add(who, "worst element " + c.verification->worst);
+    if (c.time && !c.time->converged && c.warnings.empty())  // the runner's own warning says more
+      add(who, "! the precision that was asked for was not reached in " +
+                   plural(static_cast<size_t>(std::max(c.time->samples, 0)), "sample"));
+    for (const std::string& w : c.warnings) add(who, w);
   }
   for (const ClaimResult& r : run.claims)
-    if (!r.reason.empty()) all.push_back(r.claim.id + ": " + r.reason);
-  return all;
+    if (!r.reason.empty()) add(r.claim.id, r.reason);
+  std::vector<std::string> lines;
+  for (const auto& [remark, whose] : all) lines.push_back(whose + ": " + remark);
+  return lines;
 }
 
 std::string headline(const RunResult& run) {

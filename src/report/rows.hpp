@@ -2,6 +2,7 @@
 // Not escaped: each format does that for itself.
 #pragma once
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "measure/results.hpp"
@@ -29,10 +30,12 @@ struct ReportTable {
 ReportTable case_table(const RunResult& run);
 /// Cases that have two stages or more.
 ReportTable stage_table(const RunResult& run);
-ReportTable analysis_table(const RunResult& run);
+/// One table an analysis, with its title: the headline figures of each case.
+std::vector<std::pair<std::string, ReportTable>> analysis_tables(const RunResult& run);
 /// Published and measured figure, with interval and verdict.
 ReportTable claim_table(const RunResult& run);
-/// What is not ok, and warnings: "sra: unsupported: …", whole sentences.
+/// What is not ok, and warnings: "sra: unsupported: …", whole sentences; cases with the same remark share
+/// one.
 std::vector<std::string> remarks(const RunResult& run);
 /// "hilo_cpu: HiLo against other attention layers".
 std::string headline(const RunResult& run);

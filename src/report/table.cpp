@@ -24,7 +24,7 @@ Style style_of(ReportTable::Mood mood) {
 std::string text_of(const ReportTable& t, const FormatOptions& options) {
   std::vector<std::pair<std::string, TextTable::Align>> columns;
   for (const ReportTable::Column& c : t.columns)
-    columns.emplace_back(c.title, c.right ? TextTable::Align::right : TextTable::Align::left);
+    columns.emplace_back(printable(c.title), c.right ? TextTable::Align::right : TextTable::Align::left);
   TextTable table(columns);
   for (const ReportTable::Row& r : t.rows) {
     std::vector<std::string> cells;
@@ -43,8 +43,11 @@ class TableFormat final : public Format {
     std::string out = styled(printable(headline(run)), Style::bold, options.color) + "\n";
     if (const std::string machine = machine_line(run); !machine.empty())
       out += styled(printable(machine), Style::dim, options.color) + "\n";
-    for (const ReportTable& t : {case_table(run), analysis_table(run), claim_table(run)})
-      if (!t.rows.empty()) out += "\n" + text_of(t, options);
+    if (const ReportTable cases = case_table(run); !cases.rows.empty()) out += "\n" + text_of(cases, options);
+    for (const auto& [title, table] : analysis_tables(run))
+      out += "\n" + styled(printable(title), Style::bold, options.color) + "\n" + text_of(table, options);
+    if (const ReportTable claims = claim_table(run); !claims.rows.empty())
+      out += "\n" + text_of(claims, options);
     const std::vector<std::string> notes = remarks(run);
     if (!notes.empty()) out += "\n";
     for (const std::string& note : notes) {

@@ -71,7 +71,7 @@ RunResult hostile_run() {
   run.cases[2].reason = kHostile;
   run.claims[0].claim.id = run.claims[0].claim.where = kHostile;
   run.claims[0].claim.axes = {{kHostile, Value(kHostile)}};
-  run.cases[0].analyses[0].scalars[kHostile] = 1;
+  run.cases[0].analyses.push_back({kHostile, {{kHostile, 1}}, {}, {}});
   run.environment.values["cpu_model"] = kHostile;
   return run;
 }
@@ -141,9 +141,29 @@ TEST_CASE("the terminal table shows times, ratios, claims and reasons") {
   CHECK_THAT(text, ContainsSubstring("2 ok, 1 unsupported; claims: 1 holds, 1 not evaluated; interrupted"));
   CHECK_THAT(text, ContainsSubstring("compute"));
   RunResult run = sample_run();
+  run.claims.resize(1);
+  run.claims[0].claim.tolerance = 0;
+  CHECK_THAT(find_format("table").write(run), !ContainsSubstring("exact"));  // a bound is not met exactly
+  run.claims[0].claim.compare = "equal";
+  CHECK_THAT(find_format("table").write(run), ContainsSubstring("exact"));
   run.cases[0].status = run.cases[1].status = CaseStatus::inconsistent;
   CHECK(find_format("table").write(run).find("compute") ==
         std::string::npos);  // impossible rates are withheld
+}
+
+TEST_CASE(
+    "tables show the headline figures of known analyses, and all of unknown ones; equal remarks are joined") {
+  RunResult run = sample_run();
+  run.cases[0].analyses = {{"entropy", {{"mean_nats", 2.5}, {"p25_nats", 7.125}}, {}, {}},
+                           {"of_the_future", {{"depth", 3}, {"width", 4}}, {}, {}}};
+  const std::string text = find_format("table").write(run);
+  INFO(text);
+  CHECK_THAT(text,
+             ContainsSubstring(
+                 "Entropy of the attention rows\ncase           mean_nats\nhilo                 2.5\n"));
+  CHECK(text.find("7.125") == std::string::npos);
+  CHECK_THAT(text, ContainsSubstring("of_the_future\ncase  depth  width\nhilo      3      4\n"));
+  CHECK_THAT(text, ContainsSubstring("\nhilo, hilo/batch=64: the clock moved\n"));
 }
 
 TEST_CASE("the terminal table keeps to the width, and to plain text unless colour is wanted") {
@@ -203,7 +223,7 @@ TEST_CASE("markdown tables keep their columns whatever a suite contains") {
     REQUIRE(bars == expected);
     ++rows;
   }
-  CHECK(rows == 5 + 6 + 5 + 4);  // cases, stages, analyses, claims; two lines of each are its head
+  CHECK(rows == 5 + 6 + 4 + 4 + 3);  // cases, stages, two analyses, claims; two lines of each are its head
   CHECK(text.find("<b>") == std::string::npos);
   CHECK(text.find(" `x`") == std::string::npos);
   CHECK(text.find(" *y*") == std::string::npos);
