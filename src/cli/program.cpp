@@ -6,9 +6,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 
 #include "cli/help.hpp"
+#include "cli/text.hpp"
 #include "kernels/core/error.hpp"
 #include "measure/build_info.hpp"
 #include "methods/params.hpp"
@@ -24,7 +26,7 @@ std::vector<Command>& commands() {
 
 void message(const char* kind, const std::string& text) {
   std::fflush(stdout);
-  fmt::print(stderr, "attnbench: {}{}\n", kind, text);
+  print_message(fmt::format("attnbench: {}{}\n", kind, text));
 }
 
 bool want_color(const std::string& when) {
@@ -112,6 +114,8 @@ bool register_command(Command command) {
 }
 
 int cli_main(int argc, char** argv) {
+  // A file-size limit shall be an error of the write that meets it, told with the file's name.
+  std::signal(SIGXFSZ, SIG_IGN);
   std::sort(commands().begin(), commands().end(), [](const Command& a, const Command& b) {
     return a.order != b.order ? a.order < b.order : a.name < b.name;
   });
@@ -159,13 +163,14 @@ int cli_main(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     const std::vector<CLI::App*> subs = app.get_subcommands();
     message("", usage_problem(app, e));
-    fmt::print(stderr, "Try 'attnbench {}--help'.\n", subs.empty() ? "" : subs.front()->get_name() + " ");
+    print_message(
+        fmt::format("Try 'attnbench {}--help'.\n", subs.empty() ? "" : subs.front()->get_name() + " "));
     return kUsage;
   }
   global.color = want_color(color);
   for (const auto& [sub, runner] : runners)
     if (sub->parsed()) return flush_data(run_command(runner));
-  fmt::print("{}", app.help());
+  print_data(app.help());
   return flush_data(kDone);
 }
 

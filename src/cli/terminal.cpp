@@ -9,7 +9,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "report/text.hpp"
+#include "cli/text.hpp"
 
 namespace attnbench {
 
@@ -26,7 +26,7 @@ size_t width_of(int fd) {
 size_t stdout_width() { return width_of(STDOUT_FILENO); }
 
 void note(bool quiet, const std::string& text) {
-  if (!quiet) fmt::print(stderr, "attnbench: {}\n", text);
+  if (!quiet) print_message(fmt::format("attnbench: {}\n", text));
 }
 
 Progress::Progress(bool quiet, bool color) : quiet_(quiet), color_(color), terminal_(isatty(STDERR_FILENO)) {
@@ -49,7 +49,8 @@ void Progress::begin(size_t done, size_t count, const std::string& what, std::op
                                  done, count, printable(what));
   if (eta_s) line += ", " + duration_text(*eta_s) + " to go";
   // The last column stays free: some terminals wrap when it is written.
-  fmt::print(stderr, "\r\033[K{}", styled(cut_to(line, width_of(STDERR_FILENO) - 1), Style::dim, color_));
+  print_message(
+      fmt::format("\r\033[K{}", styled(cut_to(line, width_of(STDERR_FILENO) - 1), Style::dim, color_)));
   std::fflush(stderr);
   drawn_ = true;
 }
@@ -59,7 +60,8 @@ void Progress::end(size_t done, size_t count, const std::string& what, const std
   if (quiet_ || (terminal_ && !keep)) return;
   clear();
   const size_t digits = std::to_string(count).size();
-  fmt::print(stderr, "[{:>{}}/{}] {}: {}\n", done, digits, count, printable(what), printable(outcome));
+  print_message(
+      fmt::format("[{:>{}}/{}] {}: {}\n", done, digits, count, printable(what), printable(outcome)));
 }
 
 void Progress::remark(const std::string& text) {

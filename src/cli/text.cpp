@@ -6,4 +6,6 @@ namespace attnbench {
 
 void print_data(const std::string& text) { std::fwrite(text.data(), 1, text.size(), stdout); }
 
+void print_message(const std::string& text) { std::fputs(text.c_str(), stderr); }
+
 }  // namespace attnbench

@@ -1,10 +1,13 @@
-// Output of commands: data to stdout. Its shaping (tables, units, colour) is report/text.hpp.
+// Output of commands: data to stdout, messages to stderr. Its shaping (tables, units, colour) is
+// report/text.hpp.
 #pragma once
 #include "report/text.hpp"
 
 namespace attnbench {
 
-/// Writes data to stdout; messages go to stderr by other ways.
+/// Data to stdout; cli_main checks at the end that all of it was written.
 void print_data(const std::string& text);
+/// Progress and messages to stderr. A stderr that is closed or full changes nothing.
+void print_message(const std::string& text);
 
 }  // namespace attnbench

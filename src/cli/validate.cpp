@@ -84,9 +84,9 @@ int validate(const std::vector<std::string>& files, const GlobalOptions& global)
     } else if (o.errors.empty()) {
       print_data(fmt::format("{}: ok, {}\n", o.file, o.summary));
     } else {
-      for (const std::string& e : o.errors) fmt::print(stderr, "{}\n", e);
-      fmt::print(stderr, "attnbench: {}: {} {}\n", o.file, o.errors.size(),
-                 o.errors.size() == 1 ? "error" : "errors");
+      for (const std::string& e : o.errors) print_message(e + "\n");
+      print_message(fmt::format("attnbench: {}: {} {}\n", o.file, o.errors.size(),
+                                o.errors.size() == 1 ? "error" : "errors"));
     }
   }
   if (global.json) print_json({{"files", std::move(list)}});
