@@ -147,6 +147,55 @@ TEST_CASE("32K queries of statistics take memory linear in them") {
   CHECK(r.scalars.at("mean_support") == Approx((n + 1) / 2.0).epsilon(kF32));
 }
 
+TEST_CASE("a real method: both sources agree, and 32K tokens take memory linear in them") {
+  Problem p = sequence(1, 2, 32768);
+  p.head_dim = 16;
+  p.causal = true;
+  const Method& method = find_method("sliding_window");
+  const auto params = [&](const Problem& q) {
+    return resolve_params("sliding_window", method.info().params, {{"window", 63}}, q);
+  };
+  const Analysis& a = find_analysis("entropy");
+  const Params none = resolve_params("entropy", a.info().params, {}, p);
+  {
+    Context ctx(cpu_backend(), 2);
+    const auto instance = method.make(ctx, p, params(p));
+    fill_instance(ctx, *instance, p);
+    instance->prepare(ctx);
+    instance->run(ctx);
+    ctx.reset_memory_peaks();
+    const AnalysisResult r = a.compute(ctx, *instance, p, none);
+    // q, k, v, o and a second o: 5 tensors of 4 MiB; statistics 4 of 256 KiB. A score matrix would take 4
+    // GiB.
+    const int64_t tensor = 2 * 32768 * 16 * 4;
+    CHECK(ctx.memory().peak_total < 8 * tensor);
+    CHECK(r.scalars.at("rows") == 2 * 32768);
+    CHECK(r.scalars.at("max_nats") <= std::log(64.0) * (1 + kF32));
+    CHECK(r.scalars.at("mean_nats") > 0.5 * std::log(64.0));  // scores of unit normals spread widely
+  }
+  p.length = 333;
+  Context ctx(cpu_backend(), 2);
+  const auto instance = method.make(ctx, p, params(p));
+  fill_instance(ctx, *instance, p);
+  instance->prepare(ctx);
+  instance->run(ctx);
+  const AnalysisResult fused = a.compute(ctx, *instance, p, none);
+  FakeInstance rows;
+  rows.key_count = instance->keys(0);
+  rows.row = [&](int64_t b, int64_t h, int64_t i, float* row) {
+    std::vector<float> one;
+    REQUIRE(instance->rows(ctx, b, h, i, i + 1, one));
+    std::copy(one.begin(), one.end(), row);
+  };
+  const AnalysisResult streamed = analyse("entropy", rows, p);
+  for (const char* key :
+       {"mean_nats", "p5_nats", "p50_nats", "max_nats", "mean_normalised", "mean_support"}) {
+    INFO(key);
+    // Each of 64 weights carries a few roundings of its exponential.
+    CHECK(fused.scalars.at(key) == Approx(streamed.scalars.at(key)).epsilon(64 * epsilon_of(DType::f32)));
+  }
+}
+
 TEST_CASE("percentiles are linear between neighbours") {
   std::vector<double> v{4, 1, 3, 2};
   const Summary s = summarize(v);
