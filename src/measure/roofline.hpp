@@ -28,9 +28,10 @@ inline constexpr double kCeilingTolerance = 0.05;
 /// The ceilings of the CPU, measured when first asked for and kept in
 /// $XDG_CACHE_HOME/attnbench/roofline-<machine id>.json (or ~/.cache/attnbench/…).
 ///
-/// Keys: gflops "cpu/f32/2" (FMA peak) and "cpu/f32/2/gemm"; gbytes_per_s "cpu/2" (copies that do not fit any
-/// cache), "cpu/2/l3", "cpu/2/l2", "cpu/2/l1" (copies that fit the level). Types without instructions of
-/// their own (f16; bf16 before AVX512-BF16) compute in f32 and carry its peak.
+/// Keys: gflops "cpu/f32/2" (FMA peak, or the product's rate where that is higher) and "cpu/f32/2/gemm";
+/// gbytes_per_s "cpu/2" (copies that do not fit any cache), "cpu/2/l3", "cpu/2/l2" (copies that fit the
+/// level). Types without instructions of their own (f16; bf16 before AVX512-BF16) compute in f32 and carry
+/// its peak.
 class Ceilings {
  public:
   /// An empty `cache_file` keeps nothing on disk. A file that cannot be read as ceilings is ignored with a
@@ -39,7 +40,7 @@ class Ceilings {
 
   double fma_gflops(DType dtype, int threads);
   std::optional<double> gemm_gflops(DType dtype, int threads);
-  double gbytes_per_s(int threads, const std::string& level);  ///< level: "", "l3", "l2", "l1"
+  double gbytes_per_s(int threads, const std::string& level);  ///< level: "", "l3", "l2"
   /// Measures again and keeps the higher reading of each: disturbances only ever lower a ceiling.
   void remeasure_compute(DType dtype, int threads);
   void remeasure_bandwidth(int threads);

@@ -177,7 +177,7 @@ class Run {
         ceilings_->measure_all({dtypes.begin(), dtypes.end()}, threads_);
       // Now rather than between the samples of a case.
       for (const DType t : dtypes) ceilings_->fma_gflops(t, threads_);
-      for (const char* level : {"", "l3", "l2", "l1"})
+      for (const char* level : {"", "l3", "l2"})
         if (!*level || cache_bytes(level[1] - '0') > 0) ceilings_->gbytes_per_s(threads_, level);
       run_.roofline = ceilings_->roofline();
     } catch (const std::exception& e) {

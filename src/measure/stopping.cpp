@@ -23,7 +23,7 @@ bool MedianIntervalCriterion::do_finished() {
   const size_t n = samples_.size();
   // Checks at geometrically growing counts: sorting stays a vanishing share of the time, and a rule that
   // looks after every sample would stop at the first lucky one.
-  if (n >= next_check_) {
+  if (n >= next_check_ && spent_s_ >= kLeastShare * config_.max_time_s) {
     next_check_ = std::max(n + 1, n + n / 8);
     const double m = median(samples_);
     const ConfidenceInterval ci = median_interval(samples_);

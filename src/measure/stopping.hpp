@@ -30,6 +30,9 @@ class StoppingCriterion {
 class MedianIntervalCriterion final : public StoppingCriterion {
  public:
   static constexpr int kLeastSamples = 3;
+  /// Half a second of the default ten: shorter, the samples see one mood of the machine and call it the
+  /// median.
+  static constexpr double kLeastShare = 0.05;
   explicit MedianIntervalCriterion(const MeasureConfig& config) : config_(config) { do_start(); }
   bool converged() const override { return converged_; }
 

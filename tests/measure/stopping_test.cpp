@@ -22,6 +22,7 @@ int samples_until_finished(MedianIntervalCriterion& rule, F seconds, double spen
 
 TEST_CASE("equal samples stop at the least count, converged") {
   MeasureConfig c;
+  c.max_time_s = 1e-4;
   MedianIntervalCriterion rule(c);
   CHECK(samples_until_finished(
             rule, [](int) { return 0.5; }, 1e-6) == 10);
@@ -33,19 +34,19 @@ TEST_CASE("equal samples stop at the least count, converged") {
 }
 
 TEST_CASE("noise needs samples as precision asks") {
-  const auto needed = [](double precision) {
+  const auto needed = [](double precision, double spent_s) {
     MeasureConfig c;
     c.precision = precision;
-    c.max_time_s = 1e9;
+    c.max_time_s = 1;
     MedianIntervalCriterion rule(c);
     std::mt19937_64 rng(11);
     std::normal_distribution<double> d(1.0, 0.05);
     const int n = samples_until_finished(
-        rule, [&](int) { return d(rng); }, 1e-3);
+        rule, [&](int) { return d(rng); }, spent_s);
     CHECK(rule.converged());
     return n;
   };
-  const int coarse = needed(0.02), fine = needed(0.005);
+  const int coarse = needed(0.02, 0.005), fine = needed(0.005, 0.0005);
   // The interval's half-width is 1.96 * 1.253 * sigma / sqrt(n): 38 and 603 samples; checks are 1/8 apart.
   CHECK(coarse >= 15);
   CHECK(coarse <= 90);
@@ -83,4 +84,15 @@ TEST_CASE("start forgets everything") {
   rule.start();
   CHECK_FALSE(rule.converged());
   CHECK_FALSE(rule.finished());
+}
+
+TEST_CASE("short samples go on for a twentieth of the time") {
+  MeasureConfig c;
+  c.max_time_s = 10;
+  MedianIntervalCriterion rule(c);
+  const int n = samples_until_finished(
+      rule, [](int) { return 1e-3; }, 1e-3);
+  CHECK(n >= 500);
+  CHECK(n <= 501);
+  CHECK(rule.converged());
 }
