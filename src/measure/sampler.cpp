@@ -22,9 +22,9 @@ constexpr double kWarmUpSeconds = 0.05;
 
 // Interleaved members find the other members' data in the caches. Where a run is shorter than kRewarmBelow,
 // refilling them (32 MB at 10 GB/s: about 3 ms) would be seen in a sample that is to be "hot": an untimed run
-// comes first, and samples hold at least ten runs so that this costs no more than a tenth of the time.
+// comes first, and samples hold at least twenty runs so that this costs a twentieth of the time.
 constexpr double kRewarmBelow = 0.01;
-constexpr int64_t kRunsPerRewarm = 10;
+constexpr int64_t kRunsPerRewarm = 20;
 
 // Two halves of the samples whose medians differ by this multiple of the wanted precision, and whose
 // intervals do not overlap, say that the machine was changing under the measurement.

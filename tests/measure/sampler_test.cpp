@@ -92,14 +92,14 @@ TEST_CASE("short runs are repeated inside a sample until they dwarf the clock") 
   CHECK(b.run()[0].iterations == 1);  // 3 us are 3000 steps of 1 ns
 }
 
-TEST_CASE("interleaved short runs are warmed again, at a tenth of the time at most") {
+TEST_CASE("interleaved short runs are warmed again, at a twentieth of the time") {
   Bench b({"A", "B"});
   b.world["A"].seconds = b.world["B"].seconds = [](int64_t) { return 0.002; };
   b.config.max_samples = b.config.min_samples = 3;
   const std::vector<Samples> s = b.run();
-  CHECK(s[0].iterations == 10);
+  CHECK(s[0].iterations == 20);
   const std::vector<std::string> tail(b.world.log.end() - 4, b.world.log.end());
-  CHECK(tail == std::vector<std::string>{"run A", "run A x10", "run B", "run B x10"});
+  CHECK(tail == std::vector<std::string>{"run A", "run A x20", "run B", "run B x20"});
 }
 
 TEST_CASE("cold samples flush before every single run") {
