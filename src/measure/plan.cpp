@@ -41,6 +41,11 @@ std::set<std::string> called_names(const std::string& expression) {
 
 }  // namespace
 
+bool comparable(const Problem& a, const Problem& b) {
+  return a.kind == b.kind && a.batch == b.batch && a.tokens() == b.tokens() && a.size == b.size &&
+         a.samples == b.samples;
+}
+
 std::optional<size_t> baseline_of(const Suite& suite, size_t i) {
   const Case& c = suite.cases[i];
   if (suite.baseline.empty() || c.base_name == suite.baseline || c.name == suite.baseline)
@@ -49,7 +54,9 @@ std::optional<size_t> baseline_of(const Suite& suite, size_t i) {
   int most = -1;
   for (size_t j = 0; j < suite.cases.size(); ++j) {
     const Case& b = suite.cases[j];
-    if ((b.base_name != suite.baseline && b.name != suite.baseline) || b.device != c.device) continue;
+    if ((b.base_name != suite.baseline && b.name != suite.baseline) || b.device != c.device ||
+        !comparable(b.problem, c.problem))
+      continue;
     const int shared = shared_axes(c.axes, b.axes);
     if (shared > most) most = shared, best = j;
   }

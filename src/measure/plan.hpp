@@ -9,8 +9,13 @@
 
 namespace attnbench {
 
-/// The index of the case that `suite.cases[i]` is compared with: base name `suite.baseline`, same device, and
-/// no axis with another value (the one that shares most axes when several fit). None for the baseline itself.
+/// Whether a ratio of the times of two problems says anything about methods: same kind, batch, tokens, pixels
+/// and samples. Heads, widths and dtypes may differ, as layers and precisions are compared too.
+bool comparable(const Problem& a, const Problem& b);
+
+/// The index of the case that `suite.cases[i]` is compared with: base name `suite.baseline`, same device, a
+/// comparable problem, and no axis with another value (the one that shares most axes when several fit). None
+/// for the baseline itself.
 std::optional<size_t> baseline_of(const Suite& suite, size_t i);
 
 /// Sets of case indices joined directly or through others, each in suite order, sets ordered by their first.

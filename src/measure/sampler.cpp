@@ -25,6 +25,7 @@ constexpr double kWarmUpSeconds = 0.05;
 // comes first, and samples hold at least twenty runs so that this costs a twentieth of the time.
 constexpr double kRewarmBelow = 0.01;
 constexpr int64_t kRunsPerRewarm = 20;
+constexpr int64_t kLeastRunsPerRewarm = 5;  // fewer, and warming would take more than a fifth
 
 // Two halves of the samples whose medians differ by this multiple of the wanted precision, and whose
 // intervals do not overlap, say that the machine was changing under the measurement.
@@ -156,10 +157,14 @@ std::vector<Samples> Sampler::run(const std::vector<Member>& members, std::optio
     s.criterion->start();
     guarded(s, [&] {
       warm_up(s);
-      if (interleaved && config_.cache != "cold" && s.run_s < kRewarmBelow) {
-        s.rewarm = true;
-        s.samples.iterations = std::max(s.samples.iterations, kRunsPerRewarm);
-      }
+      if (!interleaved || config_.cache == "cold" || s.run_s >= kRewarmBelow) return;
+      // Twice the least number of samples has to fit into the case's time.
+      const double most =
+          s.run_s > 0 ? config_.max_time_s / (2.0 * config_.min_samples * s.run_s) : kRunsPerRewarm;
+      const int64_t runs = static_cast<int64_t>(std::min(most, static_cast<double>(kRunsPerRewarm)));
+      if (runs < kLeastRunsPerRewarm) return;
+      s.rewarm = true;
+      s.samples.iterations = std::max(s.samples.iterations, runs);
     });
   }
 

@@ -36,6 +36,18 @@ TEST_CASE("a baseline without axes serves every value; the closest match wins") 
   CHECK(baseline_of(s, 2) == size_t{3});
 }
 
+TEST_CASE("other problems are not compared, other widths and dtypes are") {
+  Suite s = make_suite({"dense", "longer", "layer", "bf16"}, "dense");
+  s.cases[1].problem.length *= 2;
+  s.cases[2].problem.head_dim = 0;
+  s.cases[2].problem.channels = 96;
+  s.cases[3].problem.dtype = DType::bf16;
+  CHECK_FALSE(baseline_of(s, 1));
+  CHECK(baseline_of(s, 2) == size_t{0});
+  CHECK(baseline_of(s, 3) == size_t{0});
+  CHECK(comparison_groups(s) == Groups{{0, 2, 3}, {1}});
+}
+
 TEST_CASE("other devices are not compared") {
   Suite s = make_suite({"dense", "hilo"}, "dense");
   s.cases[1].device = "cuda";

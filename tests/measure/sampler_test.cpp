@@ -102,6 +102,18 @@ TEST_CASE("interleaved short runs are warmed again, at a twentieth of the time")
   CHECK(tail == std::vector<std::string>{"run A", "run A x20", "run B", "run B x20"});
 }
 
+TEST_CASE("warming again leaves room for the samples that are wanted") {
+  Bench b({"A", "B"});
+  b.world["A"].seconds = [](int64_t) { return 0.005; };   // 1 s / (2 x 10 x 5 ms) = 10 runs a sample
+  b.world["B"].seconds = [](int64_t) { return 0.0095; };  // 5 runs a sample
+  std::vector<Samples> s = b.run();
+  CHECK(s[0].iterations == 10);
+  CHECK(s[1].iterations == 5);
+  b.config.max_time_s = 0.9;  // 4.7 of B's: not worth it
+  s = b.run();
+  CHECK(s[1].iterations == 1);
+}
+
 TEST_CASE("cold samples flush before every single run") {
   Bench b({"A"});
   b.config.cache = "cold";
