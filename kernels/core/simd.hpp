@@ -45,16 +45,33 @@ ATTNBENCH_INLINE F load(const float* p) {
 }
 ATTNBENCH_INLINE void store(float* p, F v) { std::memcpy(p, &v, sizeof v); }
 
+// GCC 12 splits conversions between 16- and 32-bit lanes in halves, so the instructions are named here.
 ATTNBENCH_INLINE F load(const bf16* p) {
+#if defined(__AVX512F__)
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return as_float((U)_mm512_maskz_cvtepu16_epi32(0xffff, h) << 16);
+#elif defined(__AVX2__)
+  return as_float((U)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))) << 16);
+#else
   U16 h;
   std::memcpy(&h, p, sizeof h);
   return as_float(__builtin_convertvector(h, U) << 16);
+#endif
 }
 ATTNBENCH_INLINE void store(bf16* p, F v) {
   const U u = as_uint(v);
   const U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const U16 h = __builtin_convertvector(v != v ? (u >> 16) | 0x40u : rounded, U16);
+  const U quiet = v != v ? (u >> 16) | 0x40u : rounded;
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)quiet));
+#elif defined(__AVX2__)
+  const __m256i pairs = _mm256_packus_epi32((__m256i)quiet, (__m256i)quiet);  // within halves
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08)));
+#else
+  const U16 h = __builtin_convertvector(quiet, U16);
   std::memcpy(static_cast<void*>(p), &h, sizeof h);
+#endif
 }
 
 ATTNBENCH_INLINE F load(const f16* p) {
@@ -104,6 +121,33 @@ ATTNBENCH_INLINE void store_part(float* p, F v, int64_t n) {
 }
 #endif
 
+// ---- transposes ------------------------------------------------------------------------------------------
+
+/// Exchanges the blocks of S lanes between rows S apart: one of the log2(kLanes) steps of a transpose.
+template <int S>
+ATTNBENCH_INLINE void exchange(F* row) {
+  I low, high;
+#pragma GCC unroll 16
+  for (int l = 0; l < kLanes; ++l) {
+    low[l] = (l & S) == 0 ? l : kLanes + l - S;
+    high[l] = (l & S) == 0 ? l + S : kLanes + l;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if ((i & S) != 0) continue;
+    const F a = row[i], b = row[i + S];
+    row[i] = __builtin_shuffle(a, b, low);
+    row[i + S] = __builtin_shuffle(a, b, high);
+  }
+}
+/// row[i][j] <-> row[j][i] for kLanes vectors.
+ATTNBENCH_INLINE void transpose_lanes(F* row) {
+  if constexpr (kLanes > 8) exchange<8 % kLanes>(row);
+  if constexpr (kLanes > 4) exchange<4 % kLanes>(row);
+  exchange<2>(row);
+  exchange<1>(row);
+}
+
 // ---- reductions over lanes: fixed trees ------------------------------------------------------------------
 
 ATTNBENCH_INLINE float sum_lanes(F v) {
@@ -123,12 +167,31 @@ ATTNBENCH_INLINE float max_lanes(F v) {
 
 // ---- special functions -----------------------------------------------------------------------------------
 
-/// Rounds to the nearest integer for |x| < 2^22 by pushing the fraction out of the mantissa.
+/// Rounds to the nearest integer, for |x| < 2^22.
 ATTNBENCH_INLINE F round_near(F x) {
-  const F magic = splat(12582912.0f);  // 1.5 * 2^23
+#if defined(__AVX512F__)
+  return (F)_mm512_maskz_roundscale_ps(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__AVX2__)
+  return (F)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const F magic = splat(12582912.0f);  // 1.5 * 2^23 pushes the fraction out of the mantissa
   F y = x + magic;
   asm("" : "+m"(y));  // the compiler may not fold the pair away
   return y - magic;
+#endif
+}
+
+/// Whether all lanes of a comparison hold.
+ATTNBENCH_INLINE bool all_true(I mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)mask) == 0xffff;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) == 0xff;
+#else
+  int32_t all = -1;
+  for (int l = 0; l < kLanes; ++l) all &= mask[l];
+  return all != 0;
+#endif
 }
 
 /// e^x within 2 ulp; overflows to infinity, underflows gradually, NaN stays.

@@ -18,9 +18,7 @@ ATTNBENCH_INLINE F trig(F x) {
   F y = sin_quarter(x, kQuarter);
   const F a = as_float(as_uint(x) & 0x7fffffffu);
   const I near = a < splat(kTrigLimit);
-  int32_t all = -1;
-  for (int l = 0; l < kLanes; ++l) all &= near[l];
-  if (__builtin_expect(all == 0, 0))
+  if (__builtin_expect(!all_true(near), 0))
     for (int l = 0; l < kLanes; ++l)
       if (!near[l]) y[l] = kQuarter == 0 ? far_sin(x[l]) : far_cos(x[l]);
   return y;

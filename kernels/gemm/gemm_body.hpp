@@ -59,20 +59,36 @@ constexpr int64_t kFinish = 8 * kPanel;
 ATTNBENCH_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /// out[p * width + r] = scale * x[r * ld + p]: `rows` <= width rows become columns of a panel, padded with
-/// zeros.
+/// zeros. Squares of kLanes x kLanes are transposed in registers. Where a panel is narrower than a vector, a
+/// store runs over into the next rows, which are written later, and over the panel's end, where the caller
+/// leaves kLanes floats.
 template <class T>
 void pack_transposed(const T* x, int64_t ld, int64_t rows, int64_t k, int64_t width, float scale,
                      float* out) {
-  constexpr int kStep = kLanes;
-  for (int64_t p0 = 0; p0 < k; p0 += kStep) {
-    const int64_t steps = least(kStep, k - p0);
-    float block[kPanel > kTileRows ? kPanel : kTileRows][kStep];
-    for (int64_t r = 0; r < rows; ++r)
-      store(block[r], (steps == kStep ? load(x + r * ld + p0) : load_part(x + r * ld + p0, steps)) * scale);
-    for (int64_t p = 0; p < steps; ++p) {
-      float* to = out + (p0 + p) * width;
-      for (int64_t r = 0; r < rows; ++r) to[r] = block[r][p];
-      for (int64_t r = rows; r < width; ++r) to[r] = 0.0f;
+  for (int64_t p0 = 0; p0 < k; p0 += kLanes) {
+    const int64_t steps = least(kLanes, k - p0);
+    for (int64_t r0 = 0; r0 < width; r0 += kLanes) {
+      F square[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        if (r0 + r >= rows)
+          square[r] = F{};
+        else if (steps == kLanes)
+          square[r] = load(x + (r0 + r) * ld + p0) * scale;
+        else
+          square[r] = load_part(x + (r0 + r) * ld + p0, steps) * scale;
+      }
+      transpose_lanes(square);
+      const int64_t columns = least(kLanes, width - r0);
+#pragma GCC unroll 16
+      for (int p = 0; p < kLanes; ++p) {
+        if (p >= steps) break;
+        float* to = out + (p0 + p) * width + r0;
+        if (columns == kLanes || r0 == 0)
+          store(to, square[p]);
+        else
+          store_part(to, square[p], columns);
+      }
     }
   }
 }

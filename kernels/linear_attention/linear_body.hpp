@@ -57,16 +57,28 @@ struct Work {
 template <class T>
 void transpose_keys(const LinearHead& h, const Work& w, int64_t first, int64_t rows) {
   const T* k = static_cast<const T*>(h.k) + first * h.k_row;
-  for (int64_t s0 = 0; s0 < rows; s0 += 16) {
-    const int64_t s1 = min_of(rows, s0 + 16);
+  for (int64_t s0 = 0; s0 < rows; s0 += kLanes) {
+    const int64_t count = min_of(kLanes, rows - s0);
     for (int64_t d0 = 0; d0 < h.d; d0 += kLanes) {
       const int64_t width = min_of(kLanes, h.d - d0);
-      float block[16][kLanes];
-      for (int64_t s = s0; s < s1; ++s)
-        store(block[s - s0],
-              width == kLanes ? load(k + s * h.k_row + d0) : load_part(k + s * h.k_row + d0, width));
-      for (int64_t d = 0; d < width; ++d)
-        for (int64_t s = s0; s < s1; ++s) w.keys[(d0 + d) * w.keys_row + s] = block[s - s0][d];
+      const T* from = k + s0 * h.k_row + d0;
+      F square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        if (i >= count)
+          square[i] = F{};
+        else if (width == kLanes)
+          square[i] = load(from + i * h.k_row);
+        else
+          square[i] = load_part(from + i * h.k_row, width);
+      }
+      transpose_lanes(square);
+      // Rows of keys have kLanes floats to spare, so whole vectors are stored.
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        if (i >= width) break;
+        store(w.keys + (d0 + i) * w.keys_row + s0, square[i]);
+      }
     }
   }
 }

@@ -1,33 +1,15 @@
 // Rates of gemm beside direct BLAS calls and the multiply-add peak. Hidden: run with the tag [.bench].
 #include <cblas.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 
 #include "kernels/core/peak.hpp"
 #include "kernels/gemm/gemm.hpp"
+#include "tests/bench_timing.hpp"
 #include "tests/op_testing.hpp"
 
 using namespace attnbench;
 using namespace attnbench::testing;
-
-namespace {
-
-template <class F>
-double best_seconds(const F& f, double budget = 0.6) {
-  using Clock = std::chrono::steady_clock;
-  const auto start = Clock::now();
-  double best = 1e30;
-  for (int i = 0; i < 3 || std::chrono::duration<double>(Clock::now() - start).count() < budget; ++i) {
-    const auto t = Clock::now();
-    f();
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - t).count());
-  }
-  return best;
-}
-
-}  // namespace
 
 TEST_CASE("gemm rates", "[.bench]") {
   std::printf("OpenBLAS core: %s\n", openblas_get_corename());
@@ -41,7 +23,8 @@ TEST_CASE("gemm rates", "[.bench]") {
     for (const auto& s : {Shape{12544, 768, 768}, Shape{12544, 1536, 768}, Shape{12544, 2304, 768},
                           Shape{12544, 640, 768}, Shape{3136, 768, 3072}, Shape{196, 768, 768},
                           Shape{1024, 1024, 1024}, Shape{49, 768, 768}, Shape{1, 4096, 4096}}) {
-      const double flops = 2.0 * static_cast<double>(s[0]) * static_cast<double>(s[1]) * static_cast<double>(s[2]);
+      const double flops =
+          2.0 * static_cast<double>(s[0]) * static_cast<double>(s[1]) * static_cast<double>(s[2]);
       std::printf("M %6ld N %5ld K %5ld:", s[0], s[1], s[2]);
       for (DType type : {DType::f32, DType::bf16}) {
         GemmArgs g;
@@ -51,13 +34,13 @@ TEST_CASE("gemm rates", "[.bench]") {
         g.c = ctx.allocate(type, {s[0], s[1]});
         std::printf("  %s %.1f", name(type).data(), flops / best_seconds([&] { gemm(ctx, g); }) / 1e9);
         if (type == DType::f32) {
-          std::printf(" (BLAS %.1f)", flops / best_seconds([&] {
-                                        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(s[0]),
-                                                    static_cast<int>(s[1]), static_cast<int>(s[2]), 1.0f,
-                                                    g.a.data<float>(), static_cast<int>(s[2]), g.b.data<float>(),
-                                                    static_cast<int>(s[2]), 0.0f, g.c.data<float>(),
-                                                    static_cast<int>(s[1]));
-                                      }) / 1e9);
+          std::printf(" (BLAS %.1f)",
+                      flops / best_seconds([&] {
+                        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, static_cast<int>(s[0]),
+                                    static_cast<int>(s[1]), static_cast<int>(s[2]), 1.0f, g.a.data<float>(),
+                                    static_cast<int>(s[2]), g.b.data<float>(), static_cast<int>(s[2]), 0.0f,
+                                    g.c.data<float>(), static_cast<int>(s[1]));
+                      }) / 1e9);
           g.bias = random(ctx, type, {s[1]}, r);
           g.activation = Activation::gelu_erf;
           std::printf(" +bias+gelu %.1f", flops / best_seconds([&] { gemm(ctx, g); }) / 1e9);
@@ -73,8 +56,8 @@ TEST_CASE("gemm rates", "[.bench]") {
       g.c = ctx.allocate(DType::f32, {s[0], s[1], s[2]});
       const double flops = 2.0 * static_cast<double>(g.c.numel()) * static_cast<double>(s[3]);
       const double t = best_seconds([&] { gemm(ctx, g); });
-      std::printf("batch %ld of %ld x %ld x %ld: %.1f GFLOP/s, %.0f ns each\n", s[0], s[1], s[2], s[3], flops / t / 1e9,
-                  t / static_cast<double>(s[0]) * 1e9);
+      std::printf("batch %ld of %ld x %ld x %ld: %.1f GFLOP/s, %.0f ns each\n", s[0], s[1], s[2], s[3],
+                  flops / t / 1e9, t / static_cast<double>(s[0]) * 1e9);
     }
   }
 }
