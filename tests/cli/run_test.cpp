@@ -96,7 +96,10 @@ TEST_CASE("--json prints the results and keeps stdout clean") {
   REQUIRE(r.code == 0);
   const json results = json::parse(r.out);
   REQUIRE(results.at("cases").size() == 1);
-  CHECK(results.at("cases").at(0).at("time").at("raw_s").size() >= 10);
+  // Every sample is kept; how many fit into 20 ms is the machine's affair.
+  const json& time = results.at("cases").at(0).at("time");
+  CHECK(time.at("samples").get<size_t>() >= 1);
+  CHECK(time.at("raw_s").size() == time.at("samples").get<size_t>());
   // Without -o the results have a place of their own.
   int files = 0;
   for (const auto& e : drive::fs::directory_iterator(folder / "results"))
