@@ -14,6 +14,21 @@ namespace attnbench {
 /// takes about 5 us, in which one core streams about 64 KiB.
 inline constexpr int64_t kParallelBytes = int64_t{1} << 17;
 
+namespace detail {
+inline int& worker() {
+  static thread_local int index = 0;
+  return index;
+}
+struct WorkerScope {
+  explicit WorkerScope(int index) { worker() = index; }
+  ~WorkerScope() { worker() = 0; }
+};
+}  // namespace detail
+
+/// Inside a body below: the number of the thread that runs it, less than the team's size, for workspaces cut
+/// per thread. 0 elsewhere, also when the caller is itself part of a parallel region.
+inline int thread_index() { return detail::worker(); }
+
 /// Calls body(begin, end) on contiguous parts of [0, n), one per thread, none smaller than `grain`. Part
 /// borders are multiples of `align`. The body must not throw.
 template <class Body>
@@ -26,6 +41,7 @@ void parallel_range(int threads, int64_t n, int64_t grain, const Body& body, int
 #pragma omp parallel for num_threads(static_cast <int>(parts)) schedule(static, 1)
     for (int64_t p = 0; p < parts; ++p) {
       const int64_t begin = std::min(n, p * step), end = std::min(n, begin + step);
+      const detail::WorkerScope scope(omp_get_thread_num());
       if (begin < end) body(begin, end);
     }
     return;
@@ -34,22 +50,16 @@ void parallel_range(int threads, int64_t n, int64_t grain, const Body& body, int
   body(int64_t{0}, n);
 }
 
-/// The calling thread's number in its team, for workspaces cut per thread.
-inline int thread_index() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
 /// Calls body(i) for every i of [0, n) in dynamic order, for uneven items. The body must not throw.
 template <class Body>
 void parallel_items(int threads, int64_t n, const Body& body) {
 #if defined(_OPENMP)
   if (threads > 1 && n > 1 && !omp_in_parallel()) {
 #pragma omp parallel for num_threads(static_cast <int>(std::min <int64_t>(threads, n))) schedule(dynamic, 1)
-    for (int64_t i = 0; i < n; ++i) body(i);
+    for (int64_t i = 0; i < n; ++i) {
+      const detail::WorkerScope scope(omp_get_thread_num());
+      body(i);
+    }
     return;
   }
 #endif
