@@ -233,8 +233,10 @@ class MfmInstance : public Instance {
               0.5f * (keep[static_cast<size_t>((b * h + y) * w + x)] +
                       keep[static_cast<size_t>((b * h + my) * w + mx)]);
         }
+    // The drawn discs are symmetric: one tensor serves the corruption and the loss.
+    const bool symmetric = even == keep;
     keep_ = upload(ctx, {o_.batch, h, w}, std::move(keep));
-    corruption_mask_ = upload(ctx, {o_.batch, h, w}, std::move(even));
+    corruption_mask_ = symmetric ? keep_ : upload(ctx, {o_.batch, h, w}, std::move(even));
   }
 
  protected:
@@ -242,7 +244,9 @@ class MfmInstance : public Instance {
   void corrupt(Context& ctx, const Tensor& clamped) {
     const auto stage = ctx.stage("corrupt");
     x_ = wide(ctx, input("x"));
-    const Tensor y = ctx.allocate(DType::f32, o_.image());
+    // f32 images are made in the output itself, others in f32 and then stored.
+    const bool direct = o_.dtype == DType::f32;
+    const Tensor y = !direct ? ctx.allocate(DType::f32, o_.image()) : clamped ? clamped : x_c_;
     if (o_.sr) {
       const Tensor small = ctx.allocate(
           DType::f32, {o_.batch, o_.channels, o_.height / o_.sr_factor, o_.width / o_.sr_factor});
@@ -255,9 +259,9 @@ class MfmInstance : public Instance {
       transform(ctx, Fft2Args::Kind::half_to_real, spectrum, y, 1.0f / static_cast<float>(o_.plane()));
       if (o_.clamp) call(ctx, PointwiseArgs::Op::clamp, y, {}, y, 0.0f, 1.0f);
     }
-    if (clamped) narrow(ctx, y, clamped);
-    standardise(ctx, y, y);
-    narrow(ctx, y, x_c_);
+    if (clamped && !direct) cast(ctx, {y, clamped});
+    standardise(ctx, y, direct ? x_c_ : y);
+    if (!direct) cast(ctx, {y, x_c_});
   }
 
   /// Steps 5 to 7 for the prediction p (storage type).
@@ -298,11 +302,9 @@ class MfmInstance : public Instance {
       c.bytes_written = n * to;
       return c;
     };
-    const bool narrow_storage = o_.dtype != DType::f32;
     Cost c;
-    // x and p are widened; x_c and, in core, x_clamped are stored: copies where the storage type is f32 too.
-    if (narrow_storage) c += moved(stored, 4) * 2;
-    c += moved(4, stored) * (keeps_clamped ? 2 : 1);
+    // x and p are widened; x_c and, in core, x_clamped are stored.
+    if (o_.dtype != DType::f32) c += moved(stored, 4) * 2 + moved(4, stored) * (keeps_clamped ? 2 : 1);
     if (o_.sr) {
       const int64_t small = n / (o_.sr_factor * o_.sr_factor), taps = 32 + (o_.clamp ? 2 : 0);
       c.elementwise += (small + n) * taps;
@@ -362,7 +364,6 @@ class MfmInstance : public Instance {
     cast(ctx, {x, y});
     return y;
   }
-  static void narrow(Context& ctx, const Tensor& x, const Tensor& y) { cast(ctx, {x, y}); }
 
   /// Step 4, y = (x - mean_c) / std_c; y may be x.
   void standardise(Context& ctx, const Tensor& x, const Tensor& y) const {
