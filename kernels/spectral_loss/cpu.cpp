@@ -2,9 +2,11 @@
 #include <cmath>
 #include <vector>
 
+#define ATTNBENCH_ISA isa_base
 #include "kernels/core/backend.hpp"
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/spectral_loss/spectral_loss.hpp"
+#include "kernels/spectral_loss/spectral_loss_body.hpp"
 
 namespace attnbench {
 
@@ -105,7 +107,12 @@ void CpuBackend::spectral_loss(Context& ctx, const SpectralLossArgs& a) {
   }
 
   const int64_t cy = e.height / 2, cx = e.width / 2, rows = planes * e.height;
-  std::vector<double> row_sum(static_cast<size_t>(rows), 0.0);
+  const bool plain = !a.focal && a.gamma == 1.0f;
+  const auto plain_distances = ATTNBENCH_BEST(distances);
+  const auto mirrored_distances = ATTNBENCH_BEST(distances_reversed);
+  const auto sum_open = ATTNBENCH_BEST(open_sum);
+  std::vector<double> row_sum(static_cast<size_t>(rows), 0.0), row_weight(row_sum.size(), 0.0);
+  const std::vector<float> ones(static_cast<size_t>(e.width), 1.0f);
 #pragma omp parallel num_threads(ctx.threads())
   {
     std::vector<float> line(static_cast<size_t>(e.width));
@@ -119,21 +126,26 @@ void CpuBackend::spectral_loss(Context& ctx, const SpectralLossArgs& a) {
       // -ky, because |X(-k)| = |X(k)| for a real signal.
       const float* direct = row_of(plane, ky);
       const float* mirror = row_of(plane, (e.height - ky) % e.height);
-      for (int64_t x = cx; x < e.width; ++x)
-        l[x] = loss_term(a, direct[2 * (x - cx)], direct[2 * (x - cx) + 1], m);
-      for (int64_t x = 0; x < cx; ++x) l[x] = loss_term(a, mirror[2 * (cx - x)], mirror[2 * (cx - x) + 1], m);
+      if (plain) {
+        plain_distances(direct, e.width - cx, l + cx);
+        mirrored_distances(mirror + 2, cx, l);
+      } else {
+        for (int64_t x = cx; x < e.width; ++x)
+          l[x] = loss_term(a, direct[2 * (x - cx)], direct[2 * (x - cx) + 1], m);
+        for (int64_t x = 0; x < cx; ++x)
+          l[x] = loss_term(a, mirror[2 * (cx - x)], mirror[2 * (cx - x) + 1], m);
+      }
       const float* keep = mask ? mask + (plane / e.channels * e.height + y) * e.width : nullptr;
-      double sum = 0.0;
-      for (int64_t x = 0; x < e.width; ++x)
-        sum += keep ? static_cast<double>(1.0f - keep[x]) * static_cast<double>(l[x])
-                    : static_cast<double>(l[x]);
-      row_sum[static_cast<size_t>(r)] = sum;
+      row_sum[static_cast<size_t>(r)] = sum_open(l, keep, e.width);
+      // The channels share the mask: the first one counts it.
+      if (keep && plane % e.channels == 0)
+        row_weight[static_cast<size_t>(r)] = sum_open(ones.data(), keep, e.width);
     }
   }
   double sum = 0.0, weight = 0.0;
   for (double s : row_sum) sum += s;
   if (mask) {
-    for (int64_t i = 0; i < e.batch * e.height * e.width; ++i) weight += static_cast<double>(1.0f - mask[i]);
+    for (double w : row_weight) weight += w;
     weight *= static_cast<double>(e.channels);
   } else {
     weight = static_cast<double>(rows * e.width);
