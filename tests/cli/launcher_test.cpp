@@ -34,7 +34,8 @@ class Tree {
     tool("ninja",
          "[ -e \"$STATE/broken\" ] && { echo '[1/9] Building'; echo 'x.cpp:1: error: it is broken'; exit 1; "
          "}\n"
-         "echo '[7/9] Building'; sleep 0.2; mkdir -p build/release/bin\n"
+         "echo '[6/9] Building'; sleep $(cat \"$STATE/build_seconds\"); echo '[7/9] Building'; mkdir -p "
+         "build/release/bin\n"
          "cat >build/release/bin/attnbench <<'END'\n"
          "#!/bin/sh\n"
          "echo \"in $PWD\"; for a in \"$@\"; do echo \"<$a>\"; done; exit 7\n"
@@ -42,10 +43,12 @@ class Tree {
          "chmod +x build/release/bin/attnbench");
     tool("ctest", "echo \"ctest $*\"");
     absent("");
+    build_takes("0.1");
   }
 
   drive::fs::path root() const { return folder_ / "a tree"; }
   void absent(const std::string& packages) { drive::write(folder_ / "state/absent", packages); }
+  void build_takes(const std::string& seconds) { drive::write(folder_ / "state/build_seconds", seconds); }
   void broken() { drive::write(folder_ / "state/broken", ""); }
   void mended() { drive::fs::remove(folder_ / "state/broken"); }
   void with_lists() { drive::write(folder_ / "state/lists", ""); }
@@ -101,6 +104,7 @@ size_t count(const std::vector<std::string>& calls, const std::string& start, co
 
 TEST_CASE("the launcher builds once and hands over arguments, folder and exit status") {
   Tree t;
+  t.build_takes("1.2");
   const auto r = t.run({"run", "a file.yaml", "--set", "x=*", ""});
   CAPTURE(r.err);
   CHECK(r.code == 7);
@@ -113,6 +117,7 @@ TEST_CASE("the launcher builds once and hands over arguments, folder and exit st
   CHECK(count(calls, "apt-get") == 0);
   CHECK(count(calls, "dpkg-query") >= 1);
 
+  t.build_takes("0");
   // The second call neither looks at packages nor configures.
   CHECK(t.run({"list"}).out == "in " + t.folder().string() + "\n<list>\n");
   calls = t.calls();
@@ -200,6 +205,7 @@ TEST_CASE("a failed build shows why, and the next call looks at the packages aga
 
 TEST_CASE("launchers at the same time build one after the other") {
   Tree t;
+  t.build_takes("0.5");
   Process a(t.command({"a"}), t.setup()), b(t.command({"b"}), t.setup()), c(t.command({"c"}), t.setup());
   const auto ra = a.wait(), rb = b.wait(), rc = c.wait();
   for (const auto* r : {&ra, &rb, &rc}) CHECK(r->code == 7);
