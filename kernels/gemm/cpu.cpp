@@ -161,6 +161,10 @@ class PackedGemm {
         block_(ATTNBENCH_BEST(gemm_block)),
         workspace_(ATTNBENCH_BEST(gemm_workspace)),
         tile_(ATTNBENCH_BEST(gemm_tile)()) {
+    if (shape.dtype == DType::bf16 && shape.alpha == 1.0f && has_avx512_bf16()) {
+      pack_ = isa_avx512bf16::gemm_pack_b, block_ = isa_avx512bf16::gemm_block;
+      workspace_ = isa_avx512bf16::gemm_workspace, tile_ = isa_avx512bf16::gemm_tile();
+    }
     const int64_t depth = std::max<int64_t>(shape.k, 1);
     columns_ = std::clamp(kPackedBytes / (4 * depth) / tile_.columns * tile_.columns, tile_.columns,
                           round_up(shape.n, tile_.columns));
@@ -275,6 +279,21 @@ void CpuBackend::gemm(Context& ctx, const GemmArgs& args) {
     return q;
   };
   if (packed) {
+    if (p.tb && !p.ta && p.m <= kDotRows && (!shared || batch == 1)) {
+      const auto dot = ATTNBENCH_BEST(gemm_dot);
+      const int64_t work = std::max<int64_t>(p.m * p.k, 1);
+      if (batch >= ctx.threads())
+        parallel_range(ctx.threads(), batch, std::max<int64_t>(kSmall / 8 / (work * p.n), 1),
+                       [&](int64_t begin, int64_t end) {
+                         for (int64_t i = begin; i < end; ++i) dot(product(i), 0, p.n);
+                       });
+      else
+        for (int64_t i = 0; i < batch; ++i)
+          parallel_range(
+              ctx.threads(), p.n, std::max<int64_t>(kSmall / 8 / work, 4),
+              [&](int64_t begin, int64_t end) { dot(product(i), begin, end); }, 4);
+      return;
+    }
     PackedGemm run(ctx, p);
     const bool small = p.m * p.n * p.k < kSmall * ctx.threads();
     if (shared && batch > 0) return run.together(batch, product);

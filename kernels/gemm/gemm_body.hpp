@@ -182,6 +182,85 @@ void block(const GemmProduct& g, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
   }
 }
 
+/// Dot products of kRows rows of A with kColumns rows of B. Lanes are joined in sum_lanes()'s order.
+template <int kRows, int kColumns, class T>
+void dots(const GemmProduct& g, const T* a, const T* b, float* c, int64_t ldc) {
+  F sum[kRows][kColumns];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) sum[r][j] = F{};
+  int64_t p = 0;
+  for (; p + kLanes <= g.k; p += kLanes) {
+    F bv[kColumns];
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) bv[j] = load(b + j * g.ldb + p);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const F av = load(a + r * g.lda + p);
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; ++j) sum[r][j] += av * bv[j];
+    }
+  }
+  if (const int64_t rest = g.k - p; rest > 0)
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) {
+      const F bv = load_part(b + j * g.ldb + p, rest);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sum[r][j] += load_part(a + r * g.lda + p, rest) * bv;
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) c[r * ldc + j] = sum_lanes(sum[r][j]);
+}
+
+template <int kColumns, class T>
+void dot_rows(const GemmProduct& g, int64_t rows, const T* a, const T* b, float* c, int64_t ldc) {
+  switch (rows) {
+    case 1:
+      return dots<1, kColumns>(g, a, b, c, ldc);
+    case 2:
+      return dots<2, kColumns>(g, a, b, c, ldc);
+    case 3:
+      return dots<3, kColumns>(g, a, b, c, ldc);
+    default:
+      return dots<4, kColumns>(g, a, b, c, ldc);
+  }
+}
+
+template <class T>
+void dot(const GemmProduct& g, int64_t j0, int64_t j1) {
+  // A few columns at a time, finished while they are in the first cache level.
+  constexpr int64_t kColumns = 64;
+  float sums[kDotRows * kColumns];
+  const T* a = static_cast<const T*>(g.a);
+  const T* b = static_cast<const T*>(g.b);
+  for (int64_t j = j0; j < j1; j += kColumns) {
+    const int64_t width = least(kColumns, j1 - j);
+    for (int64_t i = 0; i < g.m; i += 4) {
+      const int64_t rows = least(4, g.m - i);
+      int64_t q = 0;
+      for (; q + 4 <= width; q += 4)
+        dot_rows<4>(g, rows, a + i * g.lda, b + (j + q) * g.ldb, sums + i * kColumns + q, kColumns);
+      for (; q < width; ++q)
+        dot_rows<1>(g, rows, a + i * g.lda, b + (j + q) * g.ldb, sums + i * kColumns + q, kColumns);
+    }
+    for (int64_t i = 0; i < g.m; ++i) {
+      float* s = sums + i * kColumns;
+      T* to = static_cast<T*>(g.c) + i * g.ldc + j;
+      if (g.alpha != 1.0f)
+        for (int64_t q = 0; q < width; ++q) s[q] *= g.alpha;
+      if (g.accumulate)
+        for (int64_t q = 0; q < width; q += kLanes) {
+          const int64_t n = least(kLanes, width - q);
+          store_part(s + q, load_part(s + q, n) + load_part(to + q, n), n);
+        }
+      finish<T>(s, g.bias ? static_cast<const T*>(g.bias) + j : nullptr, g.activation, to, width);
+    }
+  }
+}
+
 }  // namespace
 
 GemmTile gemm_tile() { return {kTileRows, kPanel}; }
@@ -202,6 +281,12 @@ void gemm_block(const GemmProduct& g, int64_t i0, int64_t i1, int64_t j0, int64_
   if (g.dtype == DType::f32) return block<float>(g, i0, i1, j0, j1, panels, work);
   if (g.dtype == DType::bf16) return block<bf16>(g, i0, i1, j0, j1, panels, work);
   return block<f16>(g, i0, i1, j0, j1, panels, work);
+}
+
+void gemm_dot(const GemmProduct& g, int64_t j0, int64_t j1) {
+  if (g.dtype == DType::f32) return dot<float>(g, j0, j1);
+  if (g.dtype == DType::bf16) return dot<bf16>(g, j0, j1);
+  return dot<f16>(g, j0, j1);
 }
 
 void gemm_finish_row(DType t, const float* x, const void* bias, Activation activation, void* y, int64_t n) {

@@ -38,6 +38,21 @@ ATTNBENCH_EACH_ISA(int64_t gemm_workspace(int64_t rows, int64_t k))
 ATTNBENCH_EACH_ISA(void gemm_block(const GemmProduct&, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
                                    const float* panels, float* work))
 
+/// The same packing and blocks for bf16 by vdpbf16ps, where has_avx512_bf16(): panels hold pairs of steps of
+/// k in the first half of their room. alpha must be 1.
+namespace isa_avx512bf16 {
+GemmTile gemm_tile();
+void gemm_pack_b(const GemmProduct&, int64_t first, int64_t last, float* out);
+int64_t gemm_workspace(int64_t rows, int64_t k);
+void gemm_block(const GemmProduct&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const float* panels,
+                float* work);
+}  // namespace isa_avx512bf16
+
+/// Products of few rows with a transposed B, columns [j0, j1), without packing: every element of C is a dot
+/// product of two contiguous rows, so B streams through once.
+inline constexpr int64_t kDotRows = 8;
+ATTNBENCH_EACH_ISA(void gemm_dot(const GemmProduct&, int64_t j0, int64_t j1))
+
 /// y = act(x + bias) for n elements; y is f32 (in place allowed) or a narrower type. bias may be null.
 ATTNBENCH_EACH_ISA(void gemm_finish_row(DType, const float* x, const void* bias, Activation, void* y,
                                         int64_t n))

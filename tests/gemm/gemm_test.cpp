@@ -110,7 +110,7 @@ TEST_CASE("gemm covers shapes beyond one block of its tiling") {
   Context ctx(cpu_backend(), 2);
   Random r(8);
   for (const auto& s : {Shape{300, 70, 600}, Shape{40, 1100, 520}, Shape{1, 700, 700}, Shape{700, 1, 600},
-                        Shape{129, 65, 1}, Shape{257, 513, 300}})
+                        Shape{129, 65, 1}, Shape{257, 513, 300}, Shape{7, 530, 900}, Shape{20, 40, 9001}})
     for (DType type : {DType::f32, DType::bf16}) {
       GemmArgs g;
       g.b_transposed = s[0] % 2 == 0;
