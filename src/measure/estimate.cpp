@@ -53,8 +53,14 @@ CaseEstimate estimate_problem(const Method& method, const Problem& problem,
   try {
     const auto bytes = [](const std::vector<TensorSpec>& specs) {
       int64_t sum = 0;
-      for (const TensorSpec& s : specs)
-        if (!s.optional) sum += s.shape.numel() * static_cast<int64_t>(size_of(s.dtype));
+      for (const TensorSpec& s : specs) {
+        int64_t bytes = 0;
+        if (!s.optional &&
+            (__builtin_mul_overflow(s.shape.numel(), static_cast<int64_t>(size_of(s.dtype)), &bytes) ||
+             __builtin_add_overflow(sum, bytes, &sum)))
+          throw UsageError("tensor '" + s.name + "' " + s.shape.str() +
+                           " has more bytes than 64-bit integers count");
+      }
       return sum;
     };
     e.inputs = bytes(instance->input_specs());

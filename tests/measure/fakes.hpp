@@ -51,10 +51,11 @@ class Doubler final : public Method {
   class Run final : public Instance {
    public:
     Run(Context& ctx, const Problem& p, const Params& params)
-        : fault_(params.choice("fault")), workspace_(params.integer("workspace")), n_(p.batch * p.length) {
+        : fault_(params.choice("fault")), workspace_(params.integer("workspace")) {
       input_specs_ = {{"x", {p.batch, p.length}, DType::f32, Init::normal(), false, ""}};
       weight_specs_ = {{"w", {1}, DType::f32, Init::constant(2), false, ""}};
       out_ = ctx.allocate(DType::f32, {p.batch, p.length}, MemoryClass::output);
+      n_ = out_.numel();
       total_ = ctx.allocate(DType::f32, {1}, MemoryClass::output);
     }
     void run(Context& ctx) override {
@@ -93,7 +94,7 @@ class Doubler final : public Method {
 
    private:
     std::string fault_;
-    int64_t workspace_, n_;
+    int64_t workspace_, n_ = 0;
     Tensor out_, total_;
   };
   MethodInfo info_;
