@@ -157,12 +157,44 @@ ATTNBENCH_INLINE float sum_lanes(F v) {
     for (int l = 0; l < w; ++l) x[l] += x[l + w];
   return x[0];
 }
-/// The larger; NaN when either is.
-ATTNBENCH_INLINE F max_nan(F a, F b) { return ((a > b) | (a != a)) ? a : b; }
+/// The largest lane; NaN when one is.
 ATTNBENCH_INLINE float max_lanes(F v) {
   float m = v[0];
   for (int l = 1; l < kLanes; ++l) m = (m > v[l] || m != m) ? m : v[l];
   return m;
+}
+
+/// The maximum of a stream of vectors, NaN if one was seen. NaN is collected beside the chain of maxima,
+/// which is then one instruction long; callers keep several in flight.
+struct RunningMax {
+  F top;
+  I nan{};
+  ATTNBENCH_INLINE RunningMax() : top(splat(-__builtin_inff())) {}
+  ATTNBENCH_INLINE void add(F v) {
+    top = top > v ? top : v;
+    nan |= v != v;
+  }
+  ATTNBENCH_INLINE float result() const { return max_lanes(nan != 0 ? splat(__builtin_nanf("")) : top); }
+};
+/// Of n elements.
+template <class T>
+ATTNBENCH_INLINE float max_of_row(const T* x, int64_t n) {
+  RunningMax m[4];
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int u = 0; u < 4; ++u) m[u].add(load(x + i + u * kLanes));
+  for (; i + kLanes <= n; i += kLanes) m[0].add(load(x + i));
+  if (const int64_t rest = n - i; rest > 0) {
+    F v = load_part(x + i, rest);
+    for (int l = 0; l < kLanes; ++l)
+      if (l >= rest) v[l] = -__builtin_inff();
+    m[1].add(v);
+  }
+  for (int u = 1; u < 4; ++u) {
+    m[0].top = m[0].top > m[u].top ? m[0].top : m[u].top;
+    m[0].nan |= m[u].nan;
+  }
+  return m[0].result();
 }
 
 // ---- special functions -----------------------------------------------------------------------------------

@@ -113,20 +113,6 @@ double sum_of(const T* x, const T* w, int64_t n) {
   return sum;
 }
 
-template <class T>
-float max_of(const T* x, int64_t n) {
-  F m = splat(-__builtin_inff());
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) m = max_nan(m, load(x + i));
-  if (const int64_t rest = n - i; rest > 0) {
-    F v = load_part(x + i, rest);
-    for (int l = 0; l < kLanes; ++l)
-      if (l >= rest) v[l] = -__builtin_inff();
-    m = max_nan(m, v);
-  }
-  return max_lanes(m);
-}
-
 }  // namespace
 
 void pointwise_rows(const PointwiseRows& w) {
@@ -142,9 +128,9 @@ double sum_run(DType t, const void* x, const void* w, int64_t n) {
 }
 
 float max_run(DType t, const void* x, int64_t n) {
-  if (t == DType::f32) return max_of(static_cast<const float*>(x), n);
-  if (t == DType::bf16) return max_of(static_cast<const bf16*>(x), n);
-  return max_of(static_cast<const f16*>(x), n);
+  if (t == DType::f32) return max_of_row(static_cast<const float*>(x), n);
+  if (t == DType::bf16) return max_of_row(static_cast<const bf16*>(x), n);
+  return max_of_row(static_cast<const f16*>(x), n);
 }
 
 }  // namespace attnbench::ATTNBENCH_ISA

@@ -164,31 +164,35 @@ struct PlanKey {
   auto operator<=>(const PlanKey&) const = default;
 };
 
+struct DestroyPlan {
+  void operator()(fftwf_plan plan) const { fftwf_destroy_plan(plan); }
+};
+
 /// Single-threaded plans of one image, applied to every image by the new-array functions, which are
 /// thread-safe where the planner is not. The cache lives as long as the process: plans of the usual sizes are
 /// a few KiB.
 fftwf_plan plan_of(const PlanKey& key, float* x, float* y) {
   static std::mutex mutex;
-  static std::map<PlanKey, fftwf_plan> plans;
+  static std::map<PlanKey, std::unique_ptr<fftwf_plan_s, DestroyPlan>> plans;
   std::lock_guard lock(mutex);
   auto [it, fresh] = plans.try_emplace(key, nullptr);
-  if (!fresh) return it->second;
+  if (!fresh) return it->second.get();
   const int h = static_cast<int>(key.height), w = static_cast<int>(key.width);
   const unsigned flags = kEffort | (key.aligned ? 0u : FFTW_UNALIGNED);
   auto* cx = reinterpret_cast<fftwf_complex*>(x);
   auto* cy = reinterpret_cast<fftwf_complex*>(y);
   switch (key.kind) {
     case Kind::real_to_half:
-      it->second = fftwf_plan_dft_r2c_2d(h, w, x, cy, flags | FFTW_PRESERVE_INPUT);
+      it->second.reset(fftwf_plan_dft_r2c_2d(h, w, x, cy, flags | FFTW_PRESERVE_INPUT));
       break;
     case Kind::half_to_real:
-      it->second = fftwf_plan_dft_c2r_2d(h, w, cx, y, flags | FFTW_DESTROY_INPUT);
+      it->second.reset(fftwf_plan_dft_c2r_2d(h, w, cx, y, flags | FFTW_DESTROY_INPUT));
       break;
     case Kind::complex_forward:
-      it->second = fftwf_plan_dft_2d(h, w, cx, cy, FFTW_FORWARD, flags);
+      it->second.reset(fftwf_plan_dft_2d(h, w, cx, cy, FFTW_FORWARD, flags));
       break;
     case Kind::complex_inverse:
-      it->second = fftwf_plan_dft_2d(h, w, cx, cy, FFTW_BACKWARD, flags);
+      it->second.reset(fftwf_plan_dft_2d(h, w, cx, cy, FFTW_BACKWARD, flags));
       break;
   }
   if (!it->second) {
@@ -196,7 +200,7 @@ fftwf_plan plan_of(const PlanKey& key, float* x, float* y) {
     throw Unsupported("fft2: FFTW has no plan for a grid of " + std::to_string(key.height) + " x " +
                       std::to_string(key.width));
   }
-  return it->second;
+  return it->second.get();
 }
 
 void execute(Kind kind, fftwf_plan plan, float* x, float* y) {

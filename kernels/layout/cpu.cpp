@@ -5,6 +5,9 @@
 #include "kernels/core/parallel.hpp"
 #include "kernels/layout/layout.hpp"
 
+#define ATTNBENCH_ISA isa_base
+#include "kernels/layout/layout_body.hpp"
+
 namespace attnbench {
 
 void CpuBackend::gather_rows(Context& ctx, const GatherRowsArgs& args) {
@@ -47,6 +50,9 @@ constexpr int64_t kTile = 32;
 /// One 2-D slice: `inner` is y's contiguous (or fastest) axis, `across` is x's.
 template <class T>
 void copy_plane(const T* x, T* y, const Axis& across, const Axis& inner) {
+  if constexpr (sizeof(T) == 4 || sizeof(T) == 2)
+    if (across.x == 1 && inner.y == 1)
+      return ATTNBENCH_BEST(transpose_plane)(sizeof(T), x, inner.x, y, across.y, across.extent, inner.extent);
   for (int64_t i0 = 0; i0 < across.extent; i0 += kTile)
     for (int64_t j0 = 0; j0 < inner.extent; j0 += kTile) {
       const int64_t i1 = std::min(across.extent, i0 + kTile), j1 = std::min(inner.extent, j0 + kTile);

@@ -14,10 +14,7 @@ ATTNBENCH_INLINE F with_rest(F v, int64_t rest, float fill) {
 template <class T>
 void row(const T* x, T* y, int64_t visible, int64_t n) {
   const int64_t whole = visible / kLanes * kLanes, rest = visible - whole;
-  F m = splat(-__builtin_inff());
-  for (int64_t i = 0; i < whole; i += kLanes) m = max_nan(m, load(x + i));
-  if (rest > 0) m = max_nan(m, with_rest(load_part(x + whole, rest), rest, -__builtin_inff()));
-  const float top = max_lanes(m);
+  const float top = max_of_row(x, visible);
   // A row of -infinity sees nothing: its exponentials would be exp(-inf + inf).
   const bool nothing = visible == 0 || top == -__builtin_inff();
   if (nothing) {

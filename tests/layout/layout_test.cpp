@@ -75,25 +75,27 @@ TEST_CASE("gather_rows refuses indices outside the rows and charges bytes only")
 TEST_CASE("transpose_copy moves every element for any permutation, stride and size") {
   const DType type = GENERATE(DType::f64, DType::f32, DType::f16, DType::u8);
   Context ctx(cpu_backend(), 2);
-  Random r(83);
-  for (int round = 0; round < 60; ++round) {
-    const int rank = static_cast<int>(r.integer(1, 4));
-    Shape shape{1, 1, 1, 1};
-    for (int i = 0; i < 4; ++i) shape[i] = i < rank ? r.integer(1, round % 5 == 0 ? 70 : 12) : 1;
-    int order[4] = {0, 1, 2, 3};
-    for (int i = 3; i > 0; --i) std::swap(order[i], order[r.integer(0, i)]);
-    Tensor x = ctx.allocate(type, shape);
-    each(x, [&](int64_t o) { put(x, o, any(type, r)); });
-    TransposeCopyArgs a;
-    a.x = x.permute({order[0], order[1], order[2], order[3]});
-    if (round % 3 == 0 && a.x.dim(0) > 1) a.x = a.x.slice(0, 1, a.x.dim(0));
-    a.y = ctx.allocate(type, a.x.shape());
-    if (round % 4 == 1)
-      a.y = ctx.allocate(type, {a.x.dim(2), a.x.dim(0), a.x.dim(3), a.x.dim(1)}).permute({1, 3, 0, 2});
-    fill(a.y, 101);
-    transpose_copy(ctx, a);
-    REQUIRE(same_bits(a.x, a.y));
-  }
+  each_isa([&] {
+    Random r(83);
+    for (int round = 0; round < 60; ++round) {
+      const int rank = static_cast<int>(r.integer(1, 4));
+      Shape shape{1, 1, 1, 1};
+      for (int i = 0; i < 4; ++i) shape[i] = i < rank ? r.integer(1, round % 5 == 0 ? 70 : 12) : 1;
+      int order[4] = {0, 1, 2, 3};
+      for (int i = 3; i > 0; --i) std::swap(order[i], order[r.integer(0, i)]);
+      Tensor x = ctx.allocate(type, shape);
+      each(x, [&](int64_t o) { put(x, o, any(type, r)); });
+      TransposeCopyArgs a;
+      a.x = x.permute({order[0], order[1], order[2], order[3]});
+      if (round % 3 == 0 && a.x.dim(0) > 1) a.x = a.x.slice(0, 1, a.x.dim(0));
+      a.y = ctx.allocate(type, a.x.shape());
+      if (round % 4 == 1)
+        a.y = ctx.allocate(type, {a.x.dim(2), a.x.dim(0), a.x.dim(3), a.x.dim(1)}).permute({1, 3, 0, 2});
+      fill(a.y, 101);
+      transpose_copy(ctx, a);
+      REQUIRE(same_bits(a.x, a.y));
+    }
+  });
 }
 
 TEST_CASE("transpose_copy: large planes with threads, broadcasts, scalars, empty and wrong arguments") {
