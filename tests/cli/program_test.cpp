@@ -185,6 +185,26 @@ TEST_CASE("a stderr that is full changes nothing") {
   CHECK(drive::read(out).empty());
 }
 
+TEST_CASE("the suite in the README is valid, and the commands it shows exist") {
+  const std::string readme = drive::read(std::string(ATTNBENCH_SOURCE_DIR) + "/README.md");
+  const size_t begin = readme.find("```yaml\n"), end = readme.find("\n```\n", begin);
+  REQUIRE(begin != std::string::npos);
+  REQUIRE(end != std::string::npos);
+  drive::TempFolder folder;
+  drive::write(folder / "readme.yaml", readme.substr(begin + 8, end - begin - 7));
+  const auto r = program({"validate", (folder / "readme.yaml").string()});
+  CAPTURE(r.err);
+  CHECK(r.code == 0);
+  const std::set<std::string> known(kCommands.begin(), kCommands.end());
+  size_t shown = 0;
+  for (size_t at = 0; (at = readme.find("    ./attnbench ", at)) != std::string::npos; ++shown) {
+    at += std::string("    ./attnbench ").size();
+    const std::string word = readme.substr(at, readme.find_first_of(" \n", at) - at);
+    CHECK((known.count(word) == 1 || word == "test"));
+  }
+  CHECK(shown >= 4);
+}
+
 TEST_CASE("completion scripts are valid and complete") {
   drive::TempFolder folder;
   for (const std::string shell : {"bash", "zsh", "fish"}) {
