@@ -211,7 +211,7 @@ void check_data(const Plan& p) {
 /// One thread's memory, carved from a single allocation.
 struct Workspace {
   float *q, *s, *o, *k, *v, *add;  // see layout()
-  float *m, *l, *t, *alpha, *weight, *slope, *position, *key_position;
+  float *m, *l, *t, *top, *alpha, *weight, *slope, *position, *key_position;
   uint64_t* axis[3] = {nullptr, nullptr, nullptr};  // neighbourhood bits by coordinate
   int64_t axis_low[3] = {0, 0, 0}, axis_high[3] = {0, 0, 0};
 
@@ -230,7 +230,7 @@ struct Workspace {
     take(x.k, p.dtype == DType::f32 || p.pairs ? 0 : kKeys * p.s.d);
     take(x.v, p.dtype == DType::f32 ? 0 : kKeys * p.s.e);
     take(x.add, p.a.bias.dense || p.a.bias.relative ? int64_t{kKeys} * p.lanes : 0);
-    for (float** f : {&x.m, &x.l, &x.t, &x.alpha, &x.weight, &x.slope, &x.position, &x.key_position})
+    for (float** f : {&x.m, &x.l, &x.t, &x.top, &x.alpha, &x.weight, &x.slope, &x.position, &x.key_position})
       take(*f, kLanes);
     for (int i = 0; i < p.rule.rank; ++i) take(x.axis[i], p.rule.grid[static_cast<size_t>(i)]);
     // A page apart from the next thread's, and off its cache sets.
@@ -257,14 +257,15 @@ struct Tile {
   int64_t keys = 0;      // valid length
 
   alignas(64) int32_t token[kLanes];
+  int32_t lane_head[kLanes], lane_slot[kLanes];
   // Visible key tokens by the rule and the row range; of the sinks; and by the row range alone.
   alignas(64) int32_t low[kLanes], high[kLanes], sink_low[kLanes], sink_high[kLanes], row_low[kLanes],
       row_high[kLanes];
   int32_t min_low = 0, max_low = 0, min_high = 0, max_high = 0, max_sink = 0, max_row_low = 0,
           min_row_high = 0;
-  alignas(64) int32_t segment[kLanes], segment_end[kLanes];
+  int32_t segment[kLanes];
 
-  int64_t head_of(int lane) const { return head + lane / slots; }
+  int64_t head_of(int lane) const { return lane_head[lane]; }
 };
 
 /// Up to 64 keys, and which lanes see them.
@@ -272,8 +273,9 @@ struct Step {
   int keys = 0;
   bool masked = false;
   bool consecutive = true;  // tokens (and slots) follow each other
-  int32_t slot[kKeys];
   alignas(64) int32_t token[kKeys];
+  int32_t slot_data[kKeys];
+  const int32_t* slot = token;  // the tokens themselves unless order or validity tell them apart
   const void* k[kKeys];
   const void* v[kKeys];
   uint64_t bits[kKeys];
@@ -299,7 +301,12 @@ bool make_tile(const Plan& p, int64_t index, Tile& t) {
   const int64_t aligned = p.aligned_keys(t.b);
   t.offset = aligned - p.s.n;
 
-  for (int l = 0; l < t.used; ++l) t.token[l] = static_cast<int32_t>(p.query_token(t.slot + l % t.slots));
+  for (int64_t h = 0, l = 0; h < t.heads; ++h)
+    for (int64_t i = 0; i < t.slots; ++i, ++l) {
+      t.lane_head[l] = static_cast<int32_t>(t.head + h);
+      t.lane_slot[l] = static_cast<int32_t>(t.slot + i);
+      t.token[l] = static_cast<int32_t>(p.query_token(t.slot + i));
+    }
 
   const bool ranges = p.banded || p.rows;
   if (ranges) {
@@ -350,8 +357,7 @@ bool make_tile(const Plan& p, int64_t index, Tile& t) {
       const int32_t id =
           l < t.used ? p.segment_q[(ids.dim(0) == 1 ? 0 : t.b) * ids.stride(0) + t.token[l] * ids.stride(1)]
                      : 0;
-      // Ids become ranges [id, id + 1); the highest id has no successor and takes part as id - 1 would.
-      t.segment[l] = id, t.segment_end[l] = id;
+      t.segment[l] = id;
     }
   }
   return true;
@@ -399,7 +405,7 @@ void bitmap_bits(const Plan& p, const Tile& t, const Step& step, uint64_t* bits)
   const int64_t first = step.slot[0], bytes = map.dim(3);
   for (int l = 0; l < t.used; ++l) {
     const uint8_t* row =
-        base + (map.dim(1) == 1 ? 0 : t.head_of(l)) * map.stride(1) + (t.slot + l % t.slots) * map.stride(2);
+        base + (map.dim(1) == 1 ? 0 : t.head_of(l)) * map.stride(1) + t.lane_slot[l] * map.stride(2);
     if (step.consecutive) {
       uint64_t x = 0;
       const int64_t at = first >> 3, shift = first & 7;
@@ -491,6 +497,7 @@ class Walk {
   Walk(const Plan& p, const Tile& t, Workspace& w, const Portion& portion, Step& step, Visit visit)
       : p_(p), t_(t), w_(w), portion_(portion), step_(step), visit_(visit) {
     step_.keys = 0;
+    step_.consecutive = true;
     if (p.k_order == nullptr && portion_.slot_end > t.keys) portion_.slot_end = t.keys;
     const int64_t h = t.kv_head;
     if (!p.a.pages.table) {
@@ -575,26 +582,29 @@ class Walk {
       for (; from < to; ++from) {
         const int64_t token = p_.key_token(from);
         if (token >= t_.keys || (valid && !valid[token * p_.a.mask->key_valid.stride(1)])) continue;
-        step_.slot[step_.keys] = static_cast<int32_t>(from);
-        step_.token[step_.keys] = static_cast<int32_t>(token);
+        const int n = step_.keys;
+        if (n > 0 && (token != step_.token[n - 1] + 1 || from != step_.slot_data[n - 1] + 1))
+          step_.consecutive = false;
+        step_.slot_data[n] = static_cast<int32_t>(from);
+        step_.token[n] = static_cast<int32_t>(token);
         if (++step_.keys == kKeys) flush();
       }
       return;
     }
     while (from < to) {
-      const int64_t take = std::min<int64_t>(kKeys - step_.keys, to - from);
-      for (int64_t i = 0; i < take; ++i)
-        step_.slot[step_.keys + i] = step_.token[step_.keys + i] = static_cast<int32_t>(from + i);
-      step_.keys += static_cast<int>(take), from += take;
+      const int n = step_.keys;
+      const int take = static_cast<int>(std::min<int64_t>(kKeys - n, to - from));
+      const int32_t first = static_cast<int32_t>(from);
+      if (n > 0 && first != step_.token[n - 1] + 1) step_.consecutive = false;
+      for (int i = 0; i < take; ++i) step_.token[n + i] = first + i;
+      step_.keys += take, from += take;
       if (step_.keys == kKeys) flush();
     }
   }
 
   void flush() {
     if (step_.keys == 0) return;
-    step_.consecutive = true;
-    for (int j = 1; j < step_.keys; ++j)
-      step_.consecutive &= step_.token[j] == step_.token[j - 1] + 1 && step_.slot[j] == step_.slot[j - 1] + 1;
+    step_.slot = p_.key_valid || p_.k_order ? step_.slot_data : step_.token;
     if (mask_step(p_, t_, w_, with_rule_, step_)) {
       if (p_.a.pages.table) {
         const Tensor& table = p_.a.pages.table;
@@ -607,6 +617,9 @@ class Walk {
           step_.k[j] = kb + page * p_.a.k.stride(0) * p_.element + row * k_step_;
           step_.v[j] = vb + page * p_.a.v.stride(0) * p_.element + row * v_step_;
         }
+      } else if (step_.consecutive) {
+        const char *k = k_base_ + step_.token[0] * k_step_, *v = v_base_ + step_.token[0] * v_step_;
+        for (int j = 0; j < step_.keys; ++j, k += k_step_, v += v_step_) step_.k[j] = k, step_.v[j] = v;
       } else {
         for (int j = 0; j < step_.keys; ++j) {
           step_.k[j] = k_base_ + step_.token[j] * k_step_;
@@ -616,6 +629,7 @@ class Walk {
       visit_(step_);
     }
     step_.keys = 0;
+    step_.consecutive = true;
   }
 
   const Plan& p_;
@@ -749,7 +763,19 @@ void accumulate_visible(const Plan& p, const Tile& t, const Step& step, Workspac
   }
 }
 
+void prefetch_rows(const void* const* rows, int n, int64_t offset, int64_t bytes) {
+  for (int j = 0; j < n; ++j)
+    for (int64_t i = 0; i < bytes; i += 64)
+      __builtin_prefetch(static_cast<const char*>(rows[j]) + offset + i);
+}
+
 void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, bool first) {
+  if (t.by_rows && step.keys == kKeys) {
+    // Few queries: K and V stream through, and memory is the limit. Ask for this step's V, and for what would
+    // be the next step's K in a contiguous cache (a wrong guess costs nothing but the request).
+    prefetch_rows(step.v, step.keys, 0, p.s.e * p.element);
+    prefetch_rows(step.k, step.keys, kKeys * p.a.k.stride(2) * p.element, p.s.d * p.element);
+  }
   score_step(p, t, step, w);
   const bool careful = step.masked && !p.k.finite(p.dtype, step.v, step.keys, p.s.e);
   SoftmaxStep soft;
@@ -758,6 +784,7 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
   soft.mask = step.masked ? step.bits : nullptr;
   soft.m = w.m, soft.l = w.l, soft.alpha = w.alpha;
   soft.t = p.a.row_entropy ? w.t : nullptr;
+  soft.top = p.a.row_max ? w.top : nullptr;
   const bool pairs = p.pairs && !t.by_rows && !careful;
   pairs ? p.k.softmax_pairs(soft) : p.k.softmax(soft);
   if (soft.moved && !first) {
@@ -822,7 +849,7 @@ void finish_tile(const Plan& p, const Tile& t, Workspace& w, const RowSums& sums
       out.data<float>()[t.b * out.stride(0) + h * out.stride(1) + i * out.stride(2)] = static_cast<float>(x);
     };
     if (p.a.lse) put(p.a.lse, empty ? -kInf : (top + std::log2(static_cast<double>(sum))) * kLn2);
-    if (p.a.row_max) put(p.a.row_max, std::isnan(sum) && m != kInf ? sum : m * kLn2);
+    if (p.a.row_max) put(p.a.row_max, std::isnan(sum) && w.top[l] != kInf ? sum : w.top[l] * kLn2);
     if (p.a.row_entropy)
       put(p.a.row_entropy,
           empty ? 0.0 : (std::log2(static_cast<double>(sum)) - static_cast<double>(logs) / sum) * kLn2);
@@ -850,6 +877,7 @@ void finish_tile(const Plan& p, const Tile& t, Workspace& w, const RowSums& sums
 
 void start_tile(const Plan& p, const Tile& t, Workspace& w) {
   std::fill(w.m, w.m + t.lanes, -kInf);
+  std::fill(w.top, w.top + t.lanes, -kInf);
   std::fill(w.l, w.l + t.lanes, 0.0f);
   std::fill(w.t, w.t + t.lanes, 0.0f);
   std::fill(w.o, w.o + (t.by_rows ? t.used : t.lanes) * p.s.e, 0.0f);
@@ -865,12 +893,36 @@ void attend_portion(const Plan& p, const Tile& t, Workspace& w, const Portion& p
   });
 }
 
+/// Asks for what the tile after `task` reads and writes, where tiles are so small that the processor's own
+/// prefetching never gets going (windows: a few rows of each of thousands of heads).
+void prefetch_tile(const Plan& p, int64_t index) {
+  const int64_t query_tile = p.query_tiles - 1 - index % p.query_tiles;
+  int64_t rest = index / p.query_tiles;
+  const int64_t head_group = rest % p.head_groups;
+  rest /= p.head_groups;
+  const int64_t kv_head = rest % p.s.kv_heads, b = rest / p.s.kv_heads;
+  const int64_t first_head = kv_head * p.group + head_group * p.heads_a_tile;
+  const int64_t heads = std::min(p.heads_a_tile, p.group - head_group * p.heads_a_tile);
+  const int64_t slot = query_tile * kLanes, slots = std::min<int64_t>(kLanes, p.s.n - slot);
+  const auto ask = [&](const Tensor& t, int64_t head, int64_t row, int64_t rows) {
+    const char* at = static_cast<const char*>(t.raw()) +
+                     (b * t.stride(0) + head * t.stride(1) + row * t.stride(2)) * p.element;
+    for (int64_t i = 0; i < rows; ++i, at += t.stride(2) * p.element)
+      for (int64_t c = 0; c < t.dim(3) * p.element; c += 64) __builtin_prefetch(at + c);
+  };
+  for (int64_t h = first_head; h < first_head + heads; ++h)
+    ask(p.a.q, h, slot, slots), ask(p.a.o, h, slot, slots);
+  if (query_tile == p.query_tiles - 1 && head_group == 0)
+    ask(p.a.k, kv_head, 0, p.s.m), ask(p.a.v, kv_head, 0, p.s.m);
+}
+
 /// The split results of one tile, m, l, t and O by part, become one.
 void combine_parts(const Plan& p, const Tile& t, Workspace& w, const float* parts, int64_t stride) {
   start_tile(p, t, w);
   const int64_t size = (t.by_rows ? t.used : t.lanes) * p.s.e;
   for (int64_t part = 0; part < p.parts; ++part) {
-    const float *m = parts + part * stride, *l = m + kLanes, *lt = l + kLanes, *o = lt + kLanes;
+    const float *m = parts + part * stride, *l = m + kLanes, *lt = l + kLanes, *tops = lt + kLanes,
+                *o = tops + kLanes;
     float old_share[kLanes], new_share[kLanes];
     for (int i = 0; i < t.used; ++i) {
       const float top = std::max(w.m[i], m[i]);
@@ -886,6 +938,7 @@ void combine_parts(const Plan& p, const Tile& t, Workspace& w, const float* part
       w.t[i] = shifted(w.t[i], w.l[i], w.m[i], old_share[i]) + shifted(lt[i], l[i], m[i], new_share[i]);
       w.l[i] = w.l[i] * old_share[i] + l[i] * new_share[i];
       w.m[i] = top;
+      w.top[i] = std::max(w.top[i], tops[i]);
     }
     for (int64_t x = 0; x < size; ++x) {
       const int64_t lane = t.by_rows ? x / p.s.e : x % t.lanes;
@@ -983,7 +1036,7 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
     sums.max = sums_memory.data<float>();
     sums.weight = sums.max + s.batch * s.heads * s.n;
   }
-  const int64_t part_floats = 3 * kLanes + p.lanes * s.e;
+  const int64_t part_floats = 4 * kLanes + p.lanes * s.e;
   Tensor parts_memory;
   float* parts = nullptr;
   if (p.parts > 1) {
@@ -997,6 +1050,10 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
   // Many tiny tiles: hand out several at once, still leaving some 32 hand-outs a thread to even out.
   const int chunk = static_cast<int>(std::clamp<int64_t>(tasks / (int64_t{threads} * 32), 1, 64));
 
+  // Only where a tile is the whole of a small head, and the call's data is more than a core's L2 keeps.
+  const bool ahead = p.block == std::min<int64_t>(kLanes, s.n) && s.m <= 256 && !args.mask &&
+                     !args.pages.table && tasks > 1 && args.q.numel() * p.element > (128 << 10);
+
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Workspace w(p, base + omp_get_thread_num() * space);
@@ -1007,6 +1064,7 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
       if (!make_tile(p, task / p.parts, tile)) continue;
       Portion portion;
       portion.part = task % p.parts, portion.parts = p.parts;
+      if (ahead && task + 1 < tasks) prefetch_tile(p, task + 1);
       attend_portion(p, tile, w, portion, step);
       if (p.parts == 1) {
         finish_tile(p, tile, w, sums);
@@ -1015,7 +1073,8 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
         std::copy(w.m, w.m + tile.used, out);
         std::copy(w.l, w.l + tile.used, out + kLanes);
         std::copy(w.t, w.t + tile.used, out + 2 * kLanes);
-        std::copy(w.o, w.o + (tile.by_rows ? tile.used : tile.lanes) * s.e, out + 3 * kLanes);
+        std::copy(w.top, w.top + tile.used, out + 3 * kLanes);
+        std::copy(w.o, w.o + (tile.by_rows ? tile.used : tile.lanes) * s.e, out + 4 * kLanes);
       }
     }
     if (p.parts > 1) {

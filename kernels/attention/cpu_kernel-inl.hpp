@@ -82,6 +82,8 @@ inline __attribute__((always_inline)) void score_block(const float* q, int lanes
   for (int r = 0; r < NR; ++r)
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) acc[r][v] = Add ? V::load(s + r * lanes + v * V::N) : V::zero();
+      // Unrolled, so that a block has few enough rounds for its end to be predicted.
+#pragma GCC unroll 4
   for (int64_t i = 0; i < units; ++i) {
     V x[NV];
 #pragma GCC unroll 16
@@ -152,6 +154,7 @@ inline __attribute__((always_inline)) void output_block(float* o, int lanes, int
   for (int r = 0; r < NR; ++r)
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) acc[r][v] = V::load(o + (first + r) * lanes + v * V::N);
+#pragma GCC unroll 4
   for (int j = 0; j < units; ++j) {
     const char* y = row(j) + first * 4;
     V x[NV];
@@ -228,26 +231,32 @@ inline void row_score_block(const float* q, int64_t ldq, int64_t d, const void* 
       for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], y, acc[r][j]);
     }
   }
-  float rest[R][K] = {};
-  for (; i < d; ++i)
-    for (int j = 0; j < K; ++j)
-      for (int r = 0; r < R; ++r) rest[r][j] += q[r * ldq + i] * scalar(row[j] + i);
-  for (int r = 0; r < R; ++r) {
-    if constexpr (K % 4 == 0) {
+  if constexpr (R == 4) {
+#pragma GCC unroll 8
+    for (int j = 0; j < K; ++j) V::sum4(acc[0][j], acc[1][j], acc[2][j], acc[3][j], s + j * lanes);
+  } else {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      float sum[4];
+      if constexpr (K % 4 == 0) {
 #pragma GCC unroll 2
-      for (int j = 0; j < K; j += 4) {
-        float sum[4];
-        V::sum4(acc[r][j], acc[r][j + 1], acc[r][j + 2], acc[r][j + 3], sum);
-        for (int c = 0; c < 4; ++c) s[(j + c) * lanes + r] = sum[c] + rest[r][j + c];
-      }
-    } else {
-      for (int j = 0; j < K; ++j) {
-        float sum[4];
-        V::sum4(acc[r][j], V::zero(), V::zero(), V::zero(), sum);
-        s[j * lanes + r] = sum[0] + rest[r][j];
+        for (int j = 0; j < K; j += 4) {
+          V::sum4(acc[r][j], acc[r][j + 1], acc[r][j + 2], acc[r][j + 3], sum);
+#pragma GCC unroll 4
+          for (int c = 0; c < 4; ++c) s[(j + c) * lanes + r] = sum[c];
+        }
+      } else {
+#pragma GCC unroll 8
+        for (int j = 0; j < K; ++j) {
+          V::sum4(acc[r][j], V::zero(), V::zero(), V::zero(), sum);
+          s[j * lanes + r] = sum[0];
+        }
       }
     }
   }
+  for (; i < d; ++i)
+    for (int j = 0; j < K; ++j)
+      for (int r = 0; r < R; ++r) s[j * lanes + r] += q[r * ldq + i] * scalar(row[j] + i);
 }
 
 template <class T, int R>
@@ -309,18 +318,18 @@ inline void row_output_of(float* o, int64_t ldo, int64_t e, const void* const* v
 template <class T>
 inline void row_scores_typed(const float* q, int64_t ldq, int queries, int64_t d, const void* const* k,
                              int keys, float* s, int lanes) {
-  if (queries == 1) return row_scores_of<T, 1>(q, ldq, d, k, keys, s, lanes);
-  if (queries == 2) return row_scores_of<T, 2>(q, ldq, d, k, keys, s, lanes);
-  if (queries == 3) return row_scores_of<T, 3>(q, ldq, d, k, keys, s, lanes);
-  row_scores_of<T, 4>(q, ldq, d, k, keys, s, lanes);
+  for (; queries >= 4; queries -= 4, q += 4 * ldq, s += 4) row_scores_of<T, 4>(q, ldq, d, k, keys, s, lanes);
+  if (queries == 1) row_scores_of<T, 1>(q, ldq, d, k, keys, s, lanes);
+  if (queries == 2) row_scores_of<T, 2>(q, ldq, d, k, keys, s, lanes);
+  if (queries == 3) row_scores_of<T, 3>(q, ldq, d, k, keys, s, lanes);
 }
 template <class T>
 inline void row_accumulate_typed(float* o, int64_t ldo, int queries, int64_t e, const void* const* v,
                                  int keys, const float* p, int lanes) {
-  if (queries == 1) return row_output_of<T, 1>(o, ldo, e, v, keys, p, lanes);
-  if (queries == 2) return row_output_of<T, 2>(o, ldo, e, v, keys, p, lanes);
-  if (queries == 3) return row_output_of<T, 3>(o, ldo, e, v, keys, p, lanes);
-  row_output_of<T, 4>(o, ldo, e, v, keys, p, lanes);
+  for (; queries >= 4; queries -= 4, o += 4 * ldo, p += 4) row_output_of<T, 4>(o, ldo, e, v, keys, p, lanes);
+  if (queries == 1) row_output_of<T, 1>(o, ldo, e, v, keys, p, lanes);
+  if (queries == 2) row_output_of<T, 2>(o, ldo, e, v, keys, p, lanes);
+  if (queries == 3) row_output_of<T, 3>(o, ldo, e, v, keys, p, lanes);
 }
 void row_scores(DType t, const float* q, int64_t ldq, int queries, int64_t d, const void* const* k, int keys,
                 float* s, int lanes) {
@@ -378,7 +387,11 @@ inline void softmax_group(SoftmaxStep& a, int first) {
 #pragma GCC unroll 4
   for (int g = 0; g < NG; ++g) {
     const int l = first + g * V::N;
-    const V old = V::load(a.m + l), now = max(mx[g] * c, old);
+    const V old = V::load(a.m + l), seen = mx[g] * c;
+    // The reference point moves only when the maximum has grown by more than 2^8: weights stay below 2^8,
+    // which costs f32 sums nothing, and most steps leave earlier outputs as they are.
+    const V now = select_less(old + V::set1(8.0f), seen, seen, old);
+    if (a.top) V::store(a.top + l, max(seen, V::load(a.top + l)));
     // A lane that has seen nothing keeps m = -inf; 0 stands in for it so that -inf - m stays -inf.
     const V safe = select_less(minus_inf, now, now, V::zero());
     alpha[g] = exp2_nonpositive(old - safe);

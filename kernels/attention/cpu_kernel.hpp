@@ -18,10 +18,12 @@
 
 namespace attnbench::cpu_attention {
 
-inline constexpr int kLanes = 64;      ///< queries a tile at most: four vectors of 16
-inline constexpr int kKeys = 64;       ///< keys a step: S^T of 64 x 64 floats fills a third of a 48 KiB L1
-inline constexpr int kMaxDim = 512;    ///< head dims (contract)
-inline constexpr int kRowQueries = 4;  ///< the row form takes at most so many queries
+inline constexpr int kLanes = 64;    ///< queries a tile at most: four vectors of 16
+inline constexpr int kKeys = 64;     ///< keys a step: S^T of 64 x 64 floats fills a third of a 48 KiB L1
+inline constexpr int kMaxDim = 512;  ///< head dims (contract)
+// The row form costs a head dim's vectors a query and key, the lane form a scalar broadcast a head dim: with
+// 16 lanes they meet between 8 and 16 queries.
+inline constexpr int kRowQueries = 8;
 
 /// One softmax step of a tile: S^T becomes P^T, running maxima and sums move on.
 struct SoftmaxStep {
@@ -29,8 +31,9 @@ struct SoftmaxStep {
   int keys = 0, lanes = 0;
   float to_log2 = 0;                 ///< p = 2^(s * to_log2 - m)
   const uint64_t* mask = nullptr;    ///< bit l of entry j: lane l sees key j; null: all do
-  float *m = nullptr, *l = nullptr;  ///< [lanes]: running max (base 2, scaled) and sum
+  float *m = nullptr, *l = nullptr;  ///< [lanes]: reference point (base 2, scaled) and sum
   float* t = nullptr;      ///< [lanes]: running sum of p * log2(p), for the entropy; null: not wanted
+  float* top = nullptr;    ///< [lanes]: running maximum itself, which m follows loosely; null: not wanted
   float* alpha = nullptr;  ///< [lanes], out: what earlier sums must be multiplied by
   bool moved = false;      ///< out: some alpha differs from 1
 };
