@@ -121,9 +121,9 @@ inline void score_columns(const float* q, int lanes, int64_t units, const void* 
 }
 
 template <class Op, bool Add>
-inline void score_part(const float* q, int lanes, int64_t units, const void* const* k, int keys,
+inline void score_part(const float* q, int lanes, int width, int64_t units, const void* const* k, int keys,
                        int64_t first, float* s) {
-  int v = lanes / V::N;
+  int v = width / V::N;
   if constexpr (V::kVectors >= 4)
     for (; v >= 4; v -= 4, q += 4 * V::N, s += 4 * V::N)
       score_columns<Op, 4, Add>(q, lanes, units, k, keys, first, s);
@@ -138,11 +138,12 @@ inline void score_part(const float* q, int lanes, int64_t units, const void* con
 // Q^T of 128 units x 64 lanes is 32 KiB: what L1 holds beside the rows of K that stream through. Longer head
 // dims go in parts that add up in S^T.
 template <class Op>
-inline void scores_of(const float* q, int lanes, int64_t units, const void* const* k, int keys, float* s) {
+inline void scores_of(const float* q, int lanes, int width, int64_t units, const void* const* k, int keys,
+                      float* s) {
   constexpr int64_t kPart = 128;
-  score_part<Op, false>(q, lanes, min_int(units, kPart), k, keys, 0, s);
+  score_part<Op, false>(q, lanes, width, min_int(units, kPart), k, keys, 0, s);
   for (int64_t i = kPart; i < units; i += kPart)
-    score_part<Op, true>(q + i * lanes, lanes, min_int(units - i, kPart), k, keys, i, s);
+    score_part<Op, true>(q + i * lanes, lanes, width, min_int(units - i, kPart), k, keys, i, s);
 }
 
 // NR head dims x NV vectors of queries.
@@ -187,8 +188,8 @@ inline void output_columns(float* o, int lanes, int64_t e, Row row, int units, c
 }
 
 template <class Op, class Row>
-inline void output_of(float* o, int lanes, int64_t e, Row row, int units, const float* p) {
-  int v = lanes / V::N;
+inline void output_of(float* o, int lanes, int width, int64_t e, Row row, int units, const float* p) {
+  int v = width / V::N;
   if constexpr (V::kVectors >= 4)
     for (; v >= 4; v -= 4, o += 4 * V::N, p += 4 * V::N) output_columns<Op, 4>(o, lanes, e, row, units, p);
   if constexpr (V::kVectors >= 3)
@@ -197,20 +198,20 @@ inline void output_of(float* o, int lanes, int64_t e, Row row, int units, const 
   for (; v >= 1; --v, o += V::N, p += V::N) output_columns<Op, 1>(o, lanes, e, row, units, p);
 }
 
-void scores(const float* q, int lanes, int64_t d, const void* const* k, int keys, float* s) {
-  scores_of<F32Op>(q, lanes, d, k, keys, s);
+void scores(const float* q, int lanes, int width, int64_t d, const void* const* k, int keys, float* s) {
+  scores_of<F32Op>(q, lanes, width, d, k, keys, s);
 }
-void accumulate(float* o, int lanes, int64_t e, const void* const* v, int keys, const float* p) {
+void accumulate(float* o, int lanes, int width, int64_t e, const void* const* v, int keys, const float* p) {
   output_of<F32Op>(
-      o, lanes, e, [v](int j) { return static_cast<const char*>(v[j]); }, keys, p);
+      o, lanes, width, e, [v](int j) { return static_cast<const char*>(v[j]); }, keys, p);
 }
 
 // ---- products, row form
 // ---------------------------------------------------------------------------------------------
 
 template <class T, int R, int K>
-inline void row_score_block(const float* q, int64_t ldq, int64_t d, const void* const* k, float* s,
-                            int lanes) {
+inline void row_score_block(const float* q, int64_t ldq, int64_t d, const void* const* k, float* s, int lanes,
+                            int64_t ahead) {
   const T* row[K];
 #pragma GCC unroll 8
   for (int j = 0; j < K; ++j) row[j] = static_cast<const T*>(k[j]);
@@ -227,6 +228,7 @@ inline void row_score_block(const float* q, int64_t ldq, int64_t d, const void* 
 #pragma GCC unroll 8
     for (int j = 0; j < K; ++j) {
       const V y = V::load(row[j] + i);
+      if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(row[j] + i) + ahead);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) acc[r][j] = fma(x[r], y, acc[r][j]);
     }
@@ -261,18 +263,20 @@ inline void row_score_block(const float* q, int64_t ldq, int64_t d, const void* 
 
 template <class T, int R>
 inline void row_scores_of(const float* q, int64_t ldq, int64_t d, const void* const* k, int keys, float* s,
-                          int lanes) {
+                          int lanes, int64_t ahead) {
   constexpr int K = V::row_keys(R);
   int j = 0;
-  for (; j + K <= keys; j += K) row_score_block<T, R, K>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes);
+  for (; j + K <= keys; j += K)
+    row_score_block<T, R, K>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes, ahead);
   if constexpr (K > 4)
-    for (; j + 4 <= keys; j += 4) row_score_block<T, R, 4>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes);
-  for (; j < keys; ++j) row_score_block<T, R, 1>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes);
+    for (; j + 4 <= keys; j += 4)
+      row_score_block<T, R, 4>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes, ahead);
+  for (; j < keys; ++j) row_score_block<T, R, 1>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes, ahead);
 }
 
 template <class T, int R, int NV>
 inline void row_output_block(float* o, int64_t ldo, int64_t first, const void* const* v, int keys,
-                             const float* p, int lanes) {
+                             const float* p, int lanes, int64_t ahead) {
   V acc[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -282,7 +286,10 @@ inline void row_output_block(float* o, int64_t ldo, int64_t first, const void* c
     const T* y = static_cast<const T*>(v[j]) + first;
     V x[NV];
 #pragma GCC unroll 8
-    for (int c = 0; c < NV; ++c) x[c] = V::load(y + c * V::N);
+    for (int c = 0; c < NV; ++c) {
+      x[c] = V::load(y + c * V::N);
+      if (ahead) __builtin_prefetch(reinterpret_cast<const char*>(y + c * V::N) + ahead);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const V w = V::set1(p[int64_t{j} * lanes + r]);
@@ -298,14 +305,14 @@ inline void row_output_block(float* o, int64_t ldo, int64_t first, const void* c
 
 template <class T, int R>
 inline void row_output_of(float* o, int64_t ldo, int64_t e, const void* const* v, int keys, const float* p,
-                          int lanes) {
+                          int lanes, int64_t ahead) {
   int64_t i = 0;
   if constexpr (V::row_vectors(R) >= 8)
-    for (; i + 8 * V::N <= e; i += 8 * V::N) row_output_block<T, R, 8>(o, ldo, i, v, keys, p, lanes);
+    for (; i + 8 * V::N <= e; i += 8 * V::N) row_output_block<T, R, 8>(o, ldo, i, v, keys, p, lanes, ahead);
   if constexpr (V::row_vectors(R) >= 4)
-    for (; i + 4 * V::N <= e; i += 4 * V::N) row_output_block<T, R, 4>(o, ldo, i, v, keys, p, lanes);
-  for (; i + 2 * V::N <= e; i += 2 * V::N) row_output_block<T, R, 2>(o, ldo, i, v, keys, p, lanes);
-  for (; i + V::N <= e; i += V::N) row_output_block<T, R, 1>(o, ldo, i, v, keys, p, lanes);
+    for (; i + 4 * V::N <= e; i += 4 * V::N) row_output_block<T, R, 4>(o, ldo, i, v, keys, p, lanes, ahead);
+  for (; i + 2 * V::N <= e; i += 2 * V::N) row_output_block<T, R, 2>(o, ldo, i, v, keys, p, lanes, ahead);
+  for (; i + V::N <= e; i += V::N) row_output_block<T, R, 1>(o, ldo, i, v, keys, p, lanes, ahead);
   for (; i < e; ++i)
     for (int r = 0; r < R; ++r) {
       float sum = o[r * ldo + i];
@@ -317,31 +324,33 @@ inline void row_output_of(float* o, int64_t ldo, int64_t e, const void* const* v
 
 template <class T>
 inline void row_scores_typed(const float* q, int64_t ldq, int queries, int64_t d, const void* const* k,
-                             int keys, float* s, int lanes) {
-  for (; queries >= 4; queries -= 4, q += 4 * ldq, s += 4) row_scores_of<T, 4>(q, ldq, d, k, keys, s, lanes);
-  if (queries == 1) row_scores_of<T, 1>(q, ldq, d, k, keys, s, lanes);
-  if (queries == 2) row_scores_of<T, 2>(q, ldq, d, k, keys, s, lanes);
-  if (queries == 3) row_scores_of<T, 3>(q, ldq, d, k, keys, s, lanes);
+                             int keys, float* s, int lanes, int64_t ahead) {
+  for (; queries >= 4; queries -= 4, q += 4 * ldq, s += 4)
+    row_scores_of<T, 4>(q, ldq, d, k, keys, s, lanes, ahead);
+  if (queries == 1) row_scores_of<T, 1>(q, ldq, d, k, keys, s, lanes, ahead);
+  if (queries == 2) row_scores_of<T, 2>(q, ldq, d, k, keys, s, lanes, ahead);
+  if (queries == 3) row_scores_of<T, 3>(q, ldq, d, k, keys, s, lanes, ahead);
 }
 template <class T>
 inline void row_accumulate_typed(float* o, int64_t ldo, int queries, int64_t e, const void* const* v,
-                                 int keys, const float* p, int lanes) {
-  for (; queries >= 4; queries -= 4, o += 4 * ldo, p += 4) row_output_of<T, 4>(o, ldo, e, v, keys, p, lanes);
-  if (queries == 1) row_output_of<T, 1>(o, ldo, e, v, keys, p, lanes);
-  if (queries == 2) row_output_of<T, 2>(o, ldo, e, v, keys, p, lanes);
-  if (queries == 3) row_output_of<T, 3>(o, ldo, e, v, keys, p, lanes);
+                                 int keys, const float* p, int lanes, int64_t ahead) {
+  for (; queries >= 4; queries -= 4, o += 4 * ldo, p += 4)
+    row_output_of<T, 4>(o, ldo, e, v, keys, p, lanes, ahead);
+  if (queries == 1) row_output_of<T, 1>(o, ldo, e, v, keys, p, lanes, ahead);
+  if (queries == 2) row_output_of<T, 2>(o, ldo, e, v, keys, p, lanes, ahead);
+  if (queries == 3) row_output_of<T, 3>(o, ldo, e, v, keys, p, lanes, ahead);
 }
 void row_scores(DType t, const float* q, int64_t ldq, int queries, int64_t d, const void* const* k, int keys,
-                float* s, int lanes) {
-  if (t == DType::f32) return row_scores_typed<float>(q, ldq, queries, d, k, keys, s, lanes);
-  if (t == DType::bf16) return row_scores_typed<bf16>(q, ldq, queries, d, k, keys, s, lanes);
-  row_scores_typed<f16>(q, ldq, queries, d, k, keys, s, lanes);
+                float* s, int lanes, int64_t ahead) {
+  if (t == DType::f32) return row_scores_typed<float>(q, ldq, queries, d, k, keys, s, lanes, ahead);
+  if (t == DType::bf16) return row_scores_typed<bf16>(q, ldq, queries, d, k, keys, s, lanes, ahead);
+  row_scores_typed<f16>(q, ldq, queries, d, k, keys, s, lanes, ahead);
 }
 void row_accumulate(DType t, float* o, int64_t ldo, int queries, int64_t e, const void* const* v, int keys,
-                    const float* p, int lanes) {
-  if (t == DType::f32) return row_accumulate_typed<float>(o, ldo, queries, e, v, keys, p, lanes);
-  if (t == DType::bf16) return row_accumulate_typed<bf16>(o, ldo, queries, e, v, keys, p, lanes);
-  row_accumulate_typed<f16>(o, ldo, queries, e, v, keys, p, lanes);
+                    const float* p, int lanes, int64_t ahead) {
+  if (t == DType::f32) return row_accumulate_typed<float>(o, ldo, queries, e, v, keys, p, lanes, ahead);
+  if (t == DType::bf16) return row_accumulate_typed<bf16>(o, ldo, queries, e, v, keys, p, lanes, ahead);
+  row_accumulate_typed<f16>(o, ldo, queries, e, v, keys, p, lanes, ahead);
 }
 
 // ---- softmax

@@ -56,19 +56,23 @@ struct Kernels {
   /// out[i * lanes + l] = row l's element i; rows beyond `n` become 0.
   void (*pack_columns)(DType, const void* const* rows, int n, int64_t d, int lanes, float* out);
   void (*pack_columns_pairs)(const void* const* rows, int n, int64_t d, int lanes, float* out);
-  /// s[j * lanes + l] = sum_i k[j][i] q[i * lanes + l]
-  void (*scores)(const float* q, int lanes, int64_t d, const void* const* k, int keys, float* s);
-  void (*scores_pairs)(const float* q, int lanes, int64_t d, const void* const* k, int keys, float* s);
+  /// s[j * lanes + l] = sum_i k[j][i] q[i * lanes + l] for the `width` lanes from l = 0 (a multiple of 16)
+  void (*scores)(const float* q, int lanes, int width, int64_t d, const void* const* k, int keys, float* s);
+  void (*scores_pairs)(const float* q, int lanes, int width, int64_t d, const void* const* k, int keys,
+                       float* s);
   /// o[i * lanes + l] += sum_j v[j][i] p[j * lanes + l]
-  void (*accumulate)(float* o, int lanes, int64_t e, const void* const* v, int keys, const float* p);
-  void (*accumulate_pairs)(float* o, int lanes, int64_t e, const float* v, int keys, const float* p);
+  void (*accumulate)(float* o, int lanes, int width, int64_t e, const void* const* v, int keys,
+                     const float* p);
+  void (*accumulate_pairs)(float* o, int lanes, int width, int64_t e, const float* v, int keys,
+                           const float* p);
   /// v of two keys side by side: out[(j / 2) * e + i] = {v[j][i], v[j + 1][i]}; a missing last key is 0.
   void (*interleave)(const void* const* v, int keys, int64_t e, float* out);
 
+  /// `ahead`: bytes from a row to the one that will be read some rows later, to be prefetched; 0: none.
   void (*row_scores)(DType, const float* q, int64_t ldq, int queries, int64_t d, const void* const* k,
-                     int keys, float* s, int lanes);
+                     int keys, float* s, int lanes, int64_t ahead);
   void (*row_accumulate)(DType, float* o, int64_t ldo, int queries, int64_t e, const void* const* v, int keys,
-                         const float* p, int lanes);
+                         const float* p, int lanes, int64_t ahead);
 
   void (*score_terms)(const ScoreTerms&);
   void (*softmax)(SoftmaxStep&);

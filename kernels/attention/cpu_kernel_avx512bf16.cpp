@@ -20,12 +20,13 @@ struct PairOp {
   }
 };
 
-void scores_pairs(const float* q, int lanes, int64_t d, const void* const* k, int keys, float* s) {
-  scores_of<PairOp>(q, lanes, d / 2, k, keys, s);
+void scores_pairs(const float* q, int lanes, int width, int64_t d, const void* const* k, int keys, float* s) {
+  scores_of<PairOp>(q, lanes, width, d / 2, k, keys, s);
 }
-void accumulate_pairs(float* o, int lanes, int64_t e, const float* v, int keys, const float* p) {
+void accumulate_pairs(float* o, int lanes, int width, int64_t e, const float* v, int keys, const float* p) {
   output_of<PairOp>(
-      o, lanes, e, [v, e](int j) { return reinterpret_cast<const char*>(v + j * e); }, (keys + 1) / 2, p);
+      o, lanes, width, e, [v, e](int j) { return reinterpret_cast<const char*>(v + j * e); }, (keys + 1) / 2,
+      p);
 }
 // Two bf16 head dims are one 32-bit unit already: a transpose of units.
 void pack_columns_pairs(const void* const* rows, int n, int64_t d, int lanes, float* out) {

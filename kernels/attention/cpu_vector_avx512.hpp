@@ -96,9 +96,10 @@ struct V {
 #ifdef __AVX512BF16__
   // bf16 of lo in the low half of each unit, of hi in the high half.
   static V pair(V lo, V hi) {
-    const __m512i l = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(lo.v)));
-    const __m512i h = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(hi.v)));
-    return {_mm512_castsi512_ps(_mm512_or_si512(l, _mm512_slli_epi32(h, 16)))};
+    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(hi.v, lo.v));  // lo's 16, then hi's
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23,
+                                           7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(order, both))};
   }
 #endif
 };
