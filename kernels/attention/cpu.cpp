@@ -80,6 +80,34 @@ struct ListView {
   int64_t entry(int64_t at) const { return index[at * step]; }
 };
 
+/// A [B, H, N, D] tensor (or pages) as plain steps in bytes: Tensor's accessors check their axis, which costs
+/// as much as a tiny window's arithmetic.
+struct View {
+  char* base = nullptr;
+  int64_t batch = 0, head = 0, row = 0;
+  int64_t width = 0;  // bytes of a row
+  View() = default;
+  explicit View(const Tensor& t) {
+    const int64_t size = static_cast<int64_t>(size_of(t.dtype()));
+    base = static_cast<char*>(t.raw());
+    batch = t.stride(0) * size, head = t.stride(1) * size, row = t.stride(2) * size, width = t.dim(3) * size;
+  }
+  char* at(int64_t b, int64_t h, int64_t i) const { return base + b * batch + h * head + i * row; }
+};
+
+/// A [B, H, N] output, or none.
+struct Statistic {
+  float* data = nullptr;
+  int64_t batch = 0, head = 0, row = 0;
+  Statistic() = default;
+  explicit Statistic(const Tensor& t) {
+    if (t) data = t.data<float>(), batch = t.stride(0), head = t.stride(1), row = t.stride(2);
+  }
+  void put(int64_t b, int64_t h, int64_t i, double x) const {
+    data[b * batch + h * head + i * row] = static_cast<float>(x);
+  }
+};
+
 /// What holds for a whole call.
 struct Plan {
   const AttentionArgs& a;
@@ -89,6 +117,8 @@ struct Plan {
   DType dtype;
   int64_t element;  // bytes
   int64_t group;    // heads a kv head
+  View q, k_rows, v_rows, o;
+  Statistic lse, row_max, row_entropy;
 
   ListView full, partial, gather;
   Grouped row_begin, row_end;
@@ -96,7 +126,7 @@ struct Plan {
                 *segment_k = nullptr;
   int64_t q_order_step = 1, k_order_step = 1, key_length_step = 1;
   const uint8_t* key_valid = nullptr;
-  bool lists, banded, rows, masked_rule;
+  bool lists, banded, rows, masked_rule, paged;
 
   int64_t block;  // slots of a query block: tiles do not cross it
   int64_t heads_a_tile;
@@ -113,6 +143,9 @@ struct Plan {
     dtype = a.q.dtype();
     element = static_cast<int64_t>(size_of(dtype));
     group = s.heads / s.kv_heads;
+    q = View(a.q), k_rows = View(a.k), v_rows = View(a.v), o = View(a.o);
+    lse = Statistic(a.lse), row_max = Statistic(a.row_max), row_entropy = Statistic(a.row_entropy);
+    paged = static_cast<bool>(a.pages.table);
     int64_t list_heads = 1;  // how finely lists tell heads apart
     if (const BlockMask* m = a.mask) {
       full = ListView(m->full, s.heads), partial = ListView(m->partial, s.heads);
@@ -499,14 +532,8 @@ class Walk {
     step_.keys = 0;
     step_.consecutive = true;
     if (p.k_order == nullptr && portion_.slot_end > t.keys) portion_.slot_end = t.keys;
-    const int64_t h = t.kv_head;
-    if (!p.a.pages.table) {
-      k_base_ =
-          static_cast<const char*>(p.a.k.raw()) + (t.b * p.a.k.stride(0) + h * p.a.k.stride(1)) * p.element;
-      v_base_ =
-          static_cast<const char*>(p.a.v.raw()) + (t.b * p.a.v.stride(0) + h * p.a.v.stride(1)) * p.element;
-    }
-    k_step_ = p.a.k.stride(2) * p.element, v_step_ = p.a.v.stride(2) * p.element;
+    if (!p.paged) k_base_ = p.k_rows.at(t.b, t.kv_head, 0), v_base_ = p.v_rows.at(t.b, t.kv_head, 0);
+    k_step_ = p.k_rows.row, v_step_ = p.v_rows.row;
   }
 
   void run() {
@@ -606,16 +633,14 @@ class Walk {
     if (step_.keys == 0) return;
     step_.slot = p_.key_valid || p_.k_order ? step_.slot_data : step_.token;
     if (mask_step(p_, t_, w_, with_rule_, step_)) {
-      if (p_.a.pages.table) {
+      if (p_.paged) {
         const Tensor& table = p_.a.pages.table;
         const int32_t* pages = table.data<int32_t>() + t_.b * table.stride(0);
         const int64_t size = p_.a.pages.page_size;
-        const char* kb = static_cast<const char*>(p_.a.k.raw()) + t_.kv_head * p_.a.k.stride(1) * p_.element;
-        const char* vb = static_cast<const char*>(p_.a.v.raw()) + t_.kv_head * p_.a.v.stride(1) * p_.element;
         for (int j = 0; j < step_.keys; ++j) {
           const int64_t page = pages[step_.token[j] / size * table.stride(1)], row = step_.token[j] % size;
-          step_.k[j] = kb + page * p_.a.k.stride(0) * p_.element + row * k_step_;
-          step_.v[j] = vb + page * p_.a.v.stride(0) * p_.element + row * v_step_;
+          step_.k[j] = p_.k_rows.at(page, t_.kv_head, row);
+          step_.v[j] = p_.v_rows.at(page, t_.kv_head, row);
         }
       } else if (step_.consecutive) {
         const char *k = k_base_ + step_.token[0] * k_step_, *v = v_base_ + step_.token[0] * v_step_;
@@ -649,10 +674,7 @@ void walk(const Plan& p, const Tile& t, Workspace& w, const Portion& portion, St
 
 void load_queries(const Plan& p, const Tile& t, Workspace& w) {
   const void* rows[kLanes];
-  const Tensor& q = p.a.q;
-  const char* base = static_cast<const char*>(q.raw()) + t.b * q.stride(0) * p.element;
-  for (int l = 0; l < t.used; ++l)
-    rows[l] = base + (t.head_of(l) * q.stride(1) + t.token[l] * q.stride(2)) * p.element;
+  for (int l = 0; l < t.used; ++l) rows[l] = p.q.at(t.b, t.head_of(l), t.token[l]);
   if (t.by_rows)
     p.k.widen(p.dtype, rows, t.used, p.s.d, w.q, p.s.d);
   else if (p.pairs)
@@ -679,17 +701,17 @@ void fill_bias(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
     const Tensor& d = bias.dense;
     const int64_t size = static_cast<int64_t>(size_of(d.dtype()));
     const void* rows[kLanes];
+    const int64_t by_batch = d.dim(0) == 1 ? 0 : d.stride(0), by_head = d.dim(1) == 1 ? 0 : d.stride(1);
+    const int64_t by_row = d.stride(2), by_key = d.stride(3);
     for (int l = 0; l < t.used; ++l)
-      rows[l] = static_cast<const char*>(d.raw()) +
-                ((d.dim(0) == 1 ? 0 : t.b) * d.stride(0) + (d.dim(1) == 1 ? 0 : t.head_of(l)) * d.stride(1) +
-                 t.token[l] * d.stride(2) + step.token[0] * d.stride(3)) *
-                    size;
-    if (step.consecutive && d.stride(3) == 1) {
+      rows[l] =
+          static_cast<const char*>(d.raw()) +
+          (t.b * by_batch + t.head_of(l) * by_head + t.token[l] * by_row + step.token[0] * by_key) * size;
+    if (step.consecutive && by_key == 1) {
       p.k.pack_columns(d.dtype(), rows, t.used, step.keys, t.lanes, w.add);
     } else {
       each([&](int j, int l) {
-        const char* x =
-            static_cast<const char*>(rows[l]) + (step.token[j] - step.token[0]) * d.stride(3) * size;
+        const char* x = static_cast<const char*>(rows[l]) + (step.token[j] - step.token[0]) * by_key * size;
         if (d.dtype() == DType::f32) return *reinterpret_cast<const float*>(x);
         if (d.dtype() == DType::bf16) return static_cast<float>(*reinterpret_cast<const bf16*>(x));
         return static_cast<float>(*reinterpret_cast<const f16*>(x));
@@ -701,9 +723,9 @@ void fill_bias(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
     const int64_t reach = (table.dim(1) - 1) / 2;
     const float* base = table.data<float>();
     if (!bias.dense) std::fill(w.add, w.add + step.keys * t.lanes, 0.0f);
+    const int64_t by_head = table.dim(0) == 1 ? 0 : table.stride(0), by_entry = table.stride(1);
     const auto entry = [&](int64_t head, int64_t distance) {
-      return base[(table.dim(0) == 1 ? 0 : head) * table.stride(0) +
-                  (std::clamp(distance, -reach, reach) + reach) * table.stride(1)];
+      return base[head * by_head + (std::clamp(distance, -reach, reach) + reach) * by_entry];
     };
     if (step.consecutive && !p.q_order && t.heads == 1) {
       // Along a row of S^T the distance falls by one a lane: one reversed run of the table serves all keys.
@@ -722,10 +744,9 @@ void fill_bias(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
 
 /// How far ahead to fetch rows of a cache that streams through: about 8 KiB, which on one core raised plain
 /// reading from 33 to 43 GB/s (EPYC, Zen 5). Only where the rows to come follow in memory.
-int64_t ahead_of(const Plan& p, const Step& step, const Tensor& t) {
-  if (!step.consecutive || step.keys < kKeys || p.a.pages.table) return 0;
-  const int64_t row = t.dim(3) * p.element;
-  return std::max<int64_t>(8, 8192 / row) * t.stride(2) * p.element;
+int64_t ahead_of(const Plan& p, const Step& step, const View& t) {
+  if (!step.consecutive || step.keys < kKeys || p.paged) return 0;
+  return std::max<int64_t>(8, 8192 / t.width) * t.row;
 }
 
 // Of a masked step in lane form only a staircase of 16 x 16 corners holds visible pairs (a causal diagonal:
@@ -791,7 +812,7 @@ void score_step(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
   const void* rows[kKeys];
   if (t.by_rows) {
     p.k.row_scores(p.dtype, w.q, p.s.d, t.used, p.s.d, step.k, step.keys, w.s, t.lanes,
-                   ahead_of(p, step, p.a.k));
+                   ahead_of(p, step, p.k_rows));
   } else {
     const void* const* k = step.k;
     if (p.dtype != DType::f32 && !p.pairs) {
@@ -859,7 +880,7 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
     accumulate_visible(p, t, step, w);
   } else if (t.by_rows) {
     p.k.row_accumulate(p.dtype, w.o, p.s.e, t.used, p.s.e, step.v, step.keys, w.s, t.lanes,
-                       ahead_of(p, step, p.a.v));
+                       ahead_of(p, step, p.v_rows));
   } else if (pairs) {
     p.k.interleave(step.v, step.keys, p.s.e, w.v);
     each_lane_run(step, t.lanes, [&](Span lanes, int first, int last) {
@@ -896,11 +917,9 @@ void write_row(const float* o, float weight, int64_t e, void* out) {
 /// Adds the sink, normalises, writes o and what was asked for.
 void finish_tile(const Plan& p, const Tile& t, Workspace& w, const RowSums& sums) {
   void* rows[kLanes];
-  const Tensor& o = p.a.o;
   for (int l = 0; l < t.used; ++l) {
     const int64_t h = t.head_of(l), i = t.token[l];
-    rows[l] =
-        static_cast<char*>(o.raw()) + (t.b * o.stride(0) + h * o.stride(1) + i * o.stride(2)) * p.element;
+    rows[l] = p.o.at(t.b, h, i);
     const float m = w.m[l];
     float sum = w.l[l], share = 1.0f, top = m, logs = w.t[l];
     // m = -inf with a sum of 0: the row attends to nothing, and a sink alone changes nothing.
@@ -916,13 +935,11 @@ void finish_tile(const Plan& p, const Tile& t, Workspace& w, const RowSums& sums
       sum = sum * share + extra;
     }
     w.weight[l] = empty ? 0.0f : share / sum;
-    const auto put = [&](const Tensor& out, double x) {
-      out.data<float>()[t.b * out.stride(0) + h * out.stride(1) + i * out.stride(2)] = static_cast<float>(x);
-    };
-    if (p.a.lse) put(p.a.lse, empty ? -kInf : (top + std::log2(static_cast<double>(sum))) * kLn2);
-    if (p.a.row_max) put(p.a.row_max, std::isnan(sum) && w.top[l] != kInf ? sum : w.top[l] * kLn2);
-    if (p.a.row_entropy)
-      put(p.a.row_entropy,
+    if (p.lse.data) p.lse.put(t.b, h, i, empty ? -kInf : (top + std::log2(static_cast<double>(sum))) * kLn2);
+    if (p.row_max.data) p.row_max.put(t.b, h, i, std::isnan(sum) && w.top[l] != kInf ? sum : w.top[l] * kLn2);
+    if (p.row_entropy.data)
+      p.row_entropy.put(
+          t.b, h, i,
           empty ? 0.0 : (std::log2(static_cast<double>(sum)) - static_cast<double>(logs) / sum) * kLn2);
     if (sums.max) {
       const int64_t at = (t.b * p.s.heads + h) * p.s.n + i;
@@ -975,16 +992,15 @@ void prefetch_tile(const Plan& p, int64_t index) {
   const int64_t first_head = kv_head * p.group + head_group * p.heads_a_tile;
   const int64_t heads = std::min(p.heads_a_tile, p.group - head_group * p.heads_a_tile);
   const int64_t slot = query_tile * kLanes, slots = std::min<int64_t>(kLanes, p.s.n - slot);
-  const auto ask = [&](const Tensor& t, int64_t head, int64_t row, int64_t rows) {
-    const char* at = static_cast<const char*>(t.raw()) +
-                     (b * t.stride(0) + head * t.stride(1) + row * t.stride(2)) * p.element;
-    for (int64_t i = 0; i < rows; ++i, at += t.stride(2) * p.element)
-      for (int64_t c = 0; c < t.dim(3) * p.element; c += 64) __builtin_prefetch(at + c);
+  const auto ask = [&](const View& v, int64_t head, int64_t row, int64_t rows) {
+    const char* at = v.at(b, head, row);
+    for (int64_t i = 0; i < rows; ++i, at += v.row)
+      for (int64_t c = 0; c < v.width; c += 64) __builtin_prefetch(at + c);
   };
   for (int64_t h = first_head; h < first_head + heads; ++h)
-    ask(p.a.q, h, slot, slots), ask(p.a.o, h, slot, slots);
+    ask(p.q, h, slot, slots), ask(p.o, h, slot, slots);
   if (query_tile == p.query_tiles - 1 && head_group == 0)
-    ask(p.a.k, kv_head, 0, p.s.m), ask(p.a.v, kv_head, 0, p.s.m);
+    ask(p.k_rows, kv_head, 0, p.s.m), ask(p.v_rows, kv_head, 0, p.s.m);
 }
 
 /// The split results of one tile, m, l, t and O by part, become one.
@@ -1122,8 +1138,8 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
   const int chunk = static_cast<int>(std::clamp<int64_t>(tasks / (int64_t{threads} * 32), 1, 64));
 
   // Only where a tile is the whole of a small head, and the call's data is more than a core's L2 keeps.
-  const bool ahead = p.block == std::min<int64_t>(kLanes, s.n) && s.m <= 256 && !args.mask &&
-                     !args.pages.table && tasks > 1 && args.q.numel() * p.element > (128 << 10);
+  const bool ahead = !std::getenv("NOAHEAD") && p.block == std::min<int64_t>(kLanes, s.n) && s.m <= 256 &&
+                     !args.mask && !args.pages.table && tasks > 1 && args.q.numel() * p.element > (128 << 10);
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

@@ -23,7 +23,7 @@ inline constexpr int kKeys = 64;     ///< keys a step: S^T of 64 x 64 floats fil
 inline constexpr int kMaxDim = 512;  ///< head dims (contract)
 // The row form costs a head dim's vectors a query and key, the lane form a scalar broadcast a head dim: with
 // 16 lanes they meet between 8 and 16 queries.
-inline constexpr int kRowQueries = 8;
+inline constexpr int kRowQueries = 16;
 
 /// One softmax step of a tile: S^T becomes P^T, running maxima and sums move on.
 struct SoftmaxStep {
