@@ -8,11 +8,13 @@
 // header says so. Adding an operator: one line below, a folder with its contract, cpu.cpp, cuda.cu and tests.
 #pragma once
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 
 #include "kernels/core/context.hpp"
+#include "kernels/core/device.hpp"
 
 // clang-format off
 //      operator            arguments               contract
@@ -54,6 +56,21 @@ class Backend {
                           size_t bytes) = 0;
   /// Waits for all work submitted through this backend. The CPU backend has nothing to wait for.
   virtual void synchronize() = 0;
+
+  // What only a device needs has an answer that costs the CPU nothing.
+  /// Events on a device; the steady clock on the CPU, whose work is done when a call returns.
+  virtual std::unique_ptr<DeviceTimer> make_timer();
+  /// Submits work that evicts what earlier runs left in the device's caches. Nothing on the CPU: there the
+  /// threads that own the caches have to do it (src/measure).
+  virtual void flush_cache() {}
+  /// Records what `work` submits instead of running it. Throws Unsupported where there are no graphs or where
+  /// `work` waits for the device; its own exceptions pass through.
+  virtual std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work);
+  virtual DeviceMemory memory_info() { return {}; }
+  virtual DeviceFacts facts() { return {}; }
+  virtual DeviceState read_state();
+  /// Throws Unsupported for what the device cannot do or measure.
+  virtual double measure_peak(DevicePeak what, DType dtype, int64_t bytes);
 
 #define X(op, Args) \
   virtual void op(Context&, const Args&) { not_implemented(#op); }

@@ -15,7 +15,7 @@ void check_cuda(cudaError_t status, const char* call, const char* file, int line
   throw Error(text);
 }
 
-CudaBackend::CudaBackend(int device) {
+CudaBackend::CudaBackend(int device) : device_(device) {
   CUDA_CHECK(cudaSetDevice(device));
   CUDA_CHECK(cudaGetDeviceProperties(&properties_, device));
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));

@@ -3,6 +3,8 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "kernels/core/backend.hpp"
@@ -18,6 +20,7 @@ void check_cuda(cudaError_t status, const char* call, const char* file, int line
 class CudaBackend final : public Backend {
  public:
   explicit CudaBackend(int device);
+  ~CudaBackend() override;
   DeviceKind device() const override { return DeviceKind::cuda; }
   std::string description() const override;
   void* allocate_bytes(size_t bytes) override;
@@ -25,6 +28,14 @@ class CudaBackend final : public Backend {
   void copy_bytes(void* dst, DeviceKind dst_device, const void* src, DeviceKind src_device,
                   size_t bytes) override;
   void synchronize() override;
+
+  std::unique_ptr<DeviceTimer> make_timer() override;
+  void flush_cache() override;
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) override;
+  DeviceMemory memory_info() override;
+  DeviceFacts facts() override;
+  DeviceState read_state() override;
+  double measure_peak(DevicePeak what, DType dtype, int64_t bytes) override;
 
 #define X(op, Args) void op(Context&, const Args&) override;
   ATTNBENCH_OPERATORS(X)
@@ -36,8 +47,10 @@ class CudaBackend final : public Backend {
   int compute_capability() const { return properties_.major * 10 + properties_.minor; }
 
  private:
+  int device_ = 0;
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
+  void* flush_buffer_ = nullptr;  ///< allocated when it is first needed
 };
 
 /// The backend of a context that runs inside this module.
