@@ -36,7 +36,11 @@ inline V tanh(V x) {
 
 // Single elements. bf16's own conversions are inline functions of another header, which must not be emitted
 // here for this target.
-inline float scalar(const float* p) { return *p; }
+inline float scalar(const float* p) {
+  float x;  // copied: pairs of 16-bit elements travel as floats and may lie on any even address
+  __builtin_memcpy(&x, p, 4);
+  return x;
+}
 inline float scalar(const bf16* p) {
   const uint32_t u = static_cast<uint32_t>(p->bits) << 16;
   float x;

@@ -333,7 +333,7 @@ void random_case(Case& c, Context& ctx, uint64_t seed) {
 TEST_CASE("random mixtures of every feature agree with double precision on every instruction set") {
   Context ctx(cpu_backend(), 2);
   const cpu::KernelList list = cpu::available_kernels();
-  for (uint64_t seed = 0; seed < 400; ++seed) {
+  for (uint64_t seed = 0; seed < 1000; ++seed) {
     Case c;
     random_case(c, ctx, seed);
     // The references take most of the time: one serves all tables.
