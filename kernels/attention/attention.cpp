@@ -2,6 +2,7 @@
 #include "kernels/attention/attention.hpp"
 
 #include <cmath>
+#include <memory>
 #include <string>
 
 #include "kernels/attention/geometry.hpp"
@@ -156,12 +157,36 @@ int64_t elements_read(const Tensor& t) {
   return t ? t.numel() * static_cast<int64_t>(size_of(t.dtype())) : 0;
 }
 
-/// Attended or visited pairs that are charged; see attention.hpp.
+/// The view in host memory, with its strides: what counting pairs reads of a mask that lives on a device.
+Tensor on_host(Context& ctx, const Tensor& t) {
+  if (!t || t.device() == DeviceKind::cpu) return t;
+  const ByteRange x = extent(t);
+  const auto bytes = static_cast<size_t>(x.end - x.begin);
+  const std::shared_ptr<char[]> memory(new char[bytes + 1]);
+  if (bytes > 0) ctx.backend().copy_bytes(memory.get(), DeviceKind::cpu, x.begin, t.device(), bytes);
+  const auto size = static_cast<int64_t>(size_of(t.dtype()));
+  const Tensor all(DeviceKind::cpu, t.dtype(), {static_cast<int64_t>(bytes) / size}, memory);
+  return all.strided(t.shape(), t.strides(), (static_cast<const char*>(t.raw()) - x.begin) / size);
+}
+BlockMask on_host(Context& ctx, const BlockMask& mask) {
+  BlockMask m = mask;
+  for (BlockList* l : {&m.full, &m.partial, &m.gather})
+    for (Tensor* t : {&l->begin, &l->count, &l->index}) *t = on_host(ctx, *t);
+  for (Tensor* t : {&m.rule.segment_q, &m.rule.segment_k, &m.rule.bitmap, &m.row_begin, &m.row_end,
+                    &m.key_length, &m.key_valid, &m.q_order, &m.k_order})
+    *t = on_host(ctx, *t);
+  return m;
+}
+
+/// Attended or visited pairs that are charged; see attention.hpp. Reads the mask's tensors, on the host,
+/// unless the pairs are static.
 int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
   if (args.pages.table) {
     // Each sequence aligns its rule to its own length.
     int64_t pairs = 0;
     const Tensor& lengths = args.mask->key_length;
+    if (lengths.device() != DeviceKind::cpu)
+      refuse("the pairs of a paged call are counted from mask.key_length, which lives on another device");
     for (int64_t b = 0; b < s.batch; ++b) {
       const int64_t length = lengths.data<int32_t>()[b * lengths.stride(0)];
       BlockMask one = *args.mask;
@@ -193,6 +218,12 @@ int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
     const int64_t growing = to - from;
     const int64_t pairs = growing * (from + offset + 1) + growing * (growing - 1) / 2 + (s.n - to) * s.m;
     return s.batch * s.heads * pairs;
+  }
+  if (pairs_are_static(args)) {
+    // Orders move blocks, not attended pairs; they may live on a device.
+    BlockMask plain = mask;
+    plain.q_order = plain.k_order = Tensor();
+    return count_pairs(plain, s.batch, s.heads, s.n, s.m).attended;
   }
   const PairCount c = count_pairs(mask, s.batch, s.heads, s.n, s.m);
   return lists ? c.visited : c.attended;
@@ -346,9 +377,18 @@ Cost attention_cost(const AttentionArgs& args) {
 void attention(Context& ctx, const AttentionArgs& args) {
   check_attention(args);
   const AttentionSizes s = attention_sizes(args);
-  // Pairs that depend on data are counted in the accounting pass only.
-  const bool count = pairs_are_static(args) || ctx.cost().exact();
-  ctx.cost().charge(cost_of(args, s, count ? charged_pairs(args, s) : 0));
+  // Pairs that depend on data are counted in the accounting pass only, from copies where they live on a
+  // device.
+  int64_t pairs = 0;
+  if (pairs_are_static(args)) {
+    pairs = charged_pairs(args, s);
+  } else if (ctx.cost().exact()) {
+    const BlockMask mask = on_host(ctx, *args.mask);
+    AttentionArgs counted = args;
+    counted.mask = &mask;
+    pairs = charged_pairs(counted, s);
+  }
+  ctx.cost().charge(cost_of(args, s, pairs));
   ctx.backend().attention(ctx, args);
 }
 

@@ -228,9 +228,9 @@ inline Expected reference(const AttentionArgs& a) {
 /// so |ds| <= (D + 8) u size with size = sum |q k| scale + |bias|; all scores of a row move p by at most
 /// exp(2 ds) - 1, so o by 2 ds sum p |v|, plus the sums over keys, (M + 8) u sum p |v|, plus exp's 2 ulp. The
 /// worst case never occurs; random signs give the square root of the counts, times 8 for the tail of
-/// thousands of cases. Stored types add half an ulp of the result, and bf16 dot products round p to bf16 as
-/// well.
-inline std::string compare(const AttentionArgs& a, const Expected& x, bool bf16_products) {
+/// thousands of cases. Stored types add half an ulp of the result, and products of 16-bit types round p as
+/// well: `product_rounding` is the largest relative step of that (half an epsilon), 0 for f32.
+inline std::string compare(const AttentionArgs& a, const Expected& x, double product_rounding) {
   const double u = 5.9604644775390625e-08, eps = epsilon_of(a.o.dtype()) / 2;
   const double D = static_cast<double>(a.q.dim(3)), M = static_cast<double>(x.m);
   const auto differs = [](double got, double want, double bound) {
@@ -254,7 +254,7 @@ inline std::string compare(const AttentionArgs& a, const Expected& x, bool bf16_
         const auto row = static_cast<size_t>((b * x.heads + h) * x.n + i);
         const double ds = 8 * (std::sqrt(D) + 8) * u * (x.score_size[row] + 1);
         const double sums = 8 * (std::sqrt(M) + 8) * u;
-        const double dp = 2 * ds + sums + (bf16_products ? 3 * 0.00390625 : 0);
+        const double dp = 2 * ds + sums + 3 * product_rounding;
         head_noise = std::max(head_noise, dp);
         for (int64_t c = 0; c < x.e; ++c) {
           const auto at = row * static_cast<size_t>(x.e) + static_cast<size_t>(c);

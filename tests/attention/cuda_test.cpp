@@ -1,0 +1,354 @@
+// CUDA attention against double precision on the host: the device oracle and the tensor-core kernels in turn,
+// on the same seeded mixtures as the CPU's tests and on shapes around their tiles. Without a device: says why
+// and stops.
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <memory>
+
+#include "kernels/attention/attention.hpp"
+#include "kernels/core/backend.hpp"
+#include "kernels/core/cuda_loader.hpp"
+#include "tests/attention/cases.hpp"
+#include "tests/catch.hpp"
+
+using namespace attnbench;
+using namespace attnbench::attention_test;
+
+namespace {
+
+Backend* device() {
+  std::string why;
+  Backend* backend = cuda_backend(why);
+  if (!backend) std::printf("GPU tests skipped: %s\n", why.c_str());
+  return backend;
+}
+
+/// Makes the backend take one kernel for every call (kernels/attention/cuda.cu).
+struct ForceKernel {
+  explicit ForceKernel(const char* name) { setenv("ATTNBENCH_CUDA_ATTENTION", name, 1); }
+  ~ForceKernel() { unsetenv("ATTNBENCH_CUDA_ATTENTION"); }
+};
+const char* const kKernels[] = {"reference", "tensor"};
+
+/// The memory between a view's first and last element, gaps included.
+struct Extent {
+  int64_t low = 0, count = 0;  // elements; low <= 0 relative to the view's first element
+  explicit Extent(const Tensor& t) {
+    int64_t high = 0;
+    for (int a = 0; a < t.rank(); ++a) {
+      if (t.dim(a) == 0) {
+        low = 0, count = 0;
+        return;
+      }
+      const int64_t reach = (t.dim(a) - 1) * t.stride(a);
+      (reach < 0 ? low : high) += reach;
+    }
+    count = high + 1 - low;
+  }
+};
+char* bytes_at(const Tensor& t, int64_t element) {
+  return static_cast<char*>(t.raw()) + element * static_cast<int64_t>(size_of(t.dtype()));
+}
+
+/// The same view, strides and gaps included, in device memory.
+Tensor to_device(Context& gpu, const Tensor& t) {
+  if (!t) return {};
+  const Extent x(t);
+  // 16 elements in front at most: views keep their alignment within 16 bytes.
+  const auto shift =
+      static_cast<int64_t>((reinterpret_cast<uintptr_t>(bytes_at(t, x.low)) & 15) / size_of(t.dtype()));
+  Tensor memory = gpu.allocate(t.dtype(), {x.count + shift});
+  if (x.count > 0)
+    gpu.backend().copy_bytes(bytes_at(memory, shift), DeviceKind::cuda, bytes_at(t, x.low), DeviceKind::cpu,
+                             static_cast<size_t>(x.count) * size_of(t.dtype()));
+  return memory.strided(t.shape(), t.strides(), shift - x.low);
+}
+/// Every byte 0xff: NaN in every float type.
+void poison(const Tensor& t) {
+  const Extent x(t);
+  if (t && x.count > 0)
+    std::memset(bytes_at(t, x.low), 0xff, static_cast<size_t>(x.count) * size_of(t.dtype()));
+}
+
+/// A call's arguments on the device, and the way back of its outputs.
+struct Mirror {
+  AttentionArgs args;
+  BlockMask mask;
+  std::vector<std::pair<Tensor, Tensor>> outputs;  // device, host
+
+  Mirror(Context& gpu, const AttentionArgs& a) : args(a) {
+    for (Tensor* t : {&args.q, &args.k, &args.v, &args.bias.dense, &args.bias.slope, &args.bias.relative,
+                      &args.sink_logit, &args.pages.table})
+      *t = to_device(gpu, *t);
+    for (Tensor* t :
+         {&args.o, &args.lse, &args.row_max, &args.row_entropy, &args.mass_per_key, &args.mass_per_block})
+      if (*t) {
+        poison(*t);
+        Tensor there = to_device(gpu, *t);
+        outputs.emplace_back(there, *t);
+        *t = there;
+      }
+    if (!a.mask) return;
+    mask = *a.mask;
+    for (BlockList* l : {&mask.full, &mask.partial, &mask.gather})
+      for (Tensor* t : {&l->begin, &l->count, &l->index}) *t = to_device(gpu, *t);
+    for (Tensor* t : {&mask.rule.segment_q, &mask.rule.segment_k, &mask.rule.bitmap, &mask.row_begin,
+                      &mask.row_end, &mask.key_length, &mask.key_valid, &mask.q_order, &mask.k_order})
+      *t = to_device(gpu, *t);
+    args.mask = &mask;
+  }
+  void fetch(Context& gpu) {
+    for (auto& [there, here] : outputs) {
+      const Extent x(here);
+      if (x.count > 0)
+        gpu.backend().copy_bytes(bytes_at(here, x.low), DeviceKind::cpu, bytes_at(there, x.low),
+                                 DeviceKind::cuda, static_cast<size_t>(x.count) * size_of(here.dtype()));
+    }
+  }
+};
+
+/// Tensor-core products round p to the stored 16-bit type; the oracle and f32 do not.
+double product_rounding(const char* kernel, DType t) {
+  return std::string(kernel) == "reference" || t == DType::f32 ? 0 : epsilon_of(t) / 2;
+}
+std::string run_on(Context& gpu, const char* kernel, const AttentionArgs& a, const Expected& expected) {
+  const ForceKernel force(kernel);
+  try {
+    Mirror m(gpu, a);
+    attention(gpu, m.args);
+    gpu.backend().synchronize();
+    m.fetch(gpu);
+    return compare(a, expected, product_rounding(kernel, a.q.dtype()));
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+}
+void run_all(Context& gpu, const AttentionArgs& a, const std::string& text) {
+  const Expected expected = reference(a);
+  for (const char* kernel : kKernels) {
+    const std::string wrong = run_on(gpu, kernel, a, expected);
+    if (!wrong.empty()) FAIL_CHECK(text << " on " << kernel << ": " << wrong);
+  }
+}
+
+/// NaN and inf in some rows of q, k and v: they may reach the rows that attend to them, and no others.
+void sprinkle(Case& c, Random& r) {
+  const float bad[] = {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+                       -std::numeric_limits<float>::infinity()};
+  const int64_t count = r.integer(1, 3);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t which = r.integer(0, 2);
+    const Tensor& t = which == 0 ? c.args.q : which == 1 ? c.args.k : c.args.v;
+    if (t.numel() == 0) continue;
+    int64_t at = 0;
+    for (int a = 0; a < 4; ++a) at += r.integer(0, t.dim(a) - 1) * t.stride(a);
+    // Infinite q or k make scores of either sign or NaN, depending on the order of additions: NaN alone
+    // there.
+    set(t, at, which == 2 ? bad[r.integer(0, 2)] : bad[0]);
+  }
+  c.text += " nan";
+}
+
+int64_t seeds() {
+  const char* text = std::getenv("ATTNBENCH_SEEDS");
+  return text ? std::atoll(text) : 400;
+}
+
+}  // namespace
+
+TEST_CASE("random mixtures of every feature agree with double precision on the device") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  const char* only = std::getenv("ATTNBENCH_SEED");
+  for (int64_t seed = only ? std::atoll(only) : 0; seed < (only ? std::atoll(only) + 1 : seeds()); ++seed) {
+    Case c;
+    random_case(c, host, static_cast<uint64_t>(seed));
+    Random r(static_cast<uint64_t>(seed) + 1000000);
+    if (r.chance(0.1)) sprinkle(c, r);
+    run_all(gpu, c.args, c.text);
+  }
+}
+
+TEST_CASE("shapes around the tiles, head sizes around the pads, every dtype") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(7);
+  int64_t turn = 0;
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (int64_t d : {8, 32, 40, 64, 96, 128, 192, 256, 264})
+      for (int64_t n : {1, 63, 64, 65, 127, 129, 200}) {
+        ++turn;
+        // A third of the products: neighbours of each value still meet.
+        if (turn % 3 != 0) continue;
+        Case c;
+        const int64_t e = turn % 2 == 0 ? d : std::max<int64_t>(1, d / 2 + 3);
+        const int64_t group = turn % 5 == 0 ? 4 : 1, m = turn % 4 == 0 ? n : n + r.integer(0, 150);
+        base_case(c, host, r, {1, group * (turn % 2 + 1), turn % 2 + 1, n, m, d, e, dtype}, turn % 4 == 1,
+                  true);
+        c.mask.rule.causal = turn % 2 == 0;
+        if (turn % 7 == 0) c.mask.rule.band = true, c.mask.rule.left = 70, c.mask.rule.sinks = 3;
+        c.args.mask = &c.mask;
+        run_all(gpu, c.args,
+                std::string(name(dtype)) + " D " + std::to_string(d) + " E " + std::to_string(e) + " N " +
+                    std::to_string(n) + " M " + std::to_string(m));
+      }
+}
+
+TEST_CASE("built lists of causal, band and neighbourhood rules in 64 and 128 token blocks on the device") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(11);
+  for (DType dtype : {DType::bf16, DType::f32})
+    for (int64_t block : {64, 128})
+      for (int kind = 0; kind < 4; ++kind) {
+        Case c;
+        ElementRule rule;
+        int64_t n = 300;
+        if (kind == 0) rule.causal = true;
+        if (kind == 1) rule.causal = rule.band = true, rule.left = 100, rule.sinks = 5;
+        if (kind == 2) n = 18 * 17, rule.rank = 2, rule.grid = {18, 17, 1}, rule.window = {5, 7, 1};
+        if (kind == 3)
+          n = 7 * 6 * 8, rule.rank = 3, rule.grid = {7, 6, 8}, rule.window = {3, 3, 2},
+          rule.dilation = {2, 1, 3}, rule.causal_axis = {true, false, false}, rule.stride = {1, 2, 1};
+        base_case(c, host, r, {2, 4, 2, n, n, 64, 64, dtype}, true, true);
+        c.mask = make_block_mask(host, rule, n, n, block, block);
+        c.args.mask = &c.mask;
+        add_masses(c, host, true, true);
+        run_all(gpu, c.args, "kind " + std::to_string(kind) + " block " + std::to_string(block));
+      }
+}
+
+TEST_CASE("long rows: f32 stays within 1e-5 of double, in dense, causal and split form") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(13);
+  for (int64_t n : {3, 130}) {
+    Case c;
+    base_case(c, host, r, {1, 4, 2, n, 3000, 64, 64, DType::f32}, false, true);
+    for (int64_t split : {0, 1, 7}) {
+      c.args.split_keys = split;
+      const Expected expected = reference(c.args);
+      for (const char* kernel : kKernels) {
+        const std::string wrong = run_on(gpu, kernel, c.args, expected);
+        CHECK(wrong == "");
+        double error = 0, size = 0;
+        for (size_t i = 0; i < expected.o.size(); ++i) {
+          const double got = c.args.o.data<float>()[i];  // contiguous
+          error += (got - expected.o[i]) * (got - expected.o[i]), size += expected.o[i] * expected.o[i];
+        }
+        INFO(kernel << " split " << split << " N " << n);
+        CHECK(std::sqrt(error / size) < 1e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("a call is captured into a graph and replays") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(17);
+  Case c;
+  base_case(c, host, r, {2, 4, 2, 150, 170, 64, 64, DType::bf16}, false, true);
+  ElementRule rule;
+  rule.causal = true;
+  c.mask = make_block_mask(host, rule, 150, 170, 64, 64);
+  c.args.mask = &c.mask;
+  add_masses(c, host, true, true);
+  const Expected expected = reference(c.args);
+  for (const char* kernel : kKernels) {
+    const ForceKernel force(kernel);
+    Mirror m(gpu, c.args);
+    attention(gpu, m.args);  // brings the workspace into the arena
+    gpu.backend().synchronize();
+    std::unique_ptr<DeviceGraph> graph;
+    try {
+      graph = gpu.backend().capture([&] { attention(gpu, m.args); });
+    } catch (const Unsupported& e) {
+      std::printf("no graph: %s\n", e.what());
+      continue;
+    }
+    Mirror fresh(gpu, c.args);  // poisons the host's copies
+    for (auto& [there, here] : m.outputs)
+      gpu.backend().copy_bytes(there.raw(), DeviceKind::cuda, here.raw(), DeviceKind::cpu,
+                               static_cast<size_t>(here.nbytes()));
+    graph->replay(1);
+    gpu.backend().synchronize();
+    m.fetch(gpu);
+    CHECK(compare(c.args, expected, product_rounding(kernel, DType::bf16)) == "");
+  }
+}
+
+TEST_CASE("the accounting pass counts device lists like host lists, and normal calls do not read them") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Case c;
+    random_case(c, host, seed);
+    Mirror m(gpu, c.args);
+    host.cost().reset(), gpu.cost().reset();
+    host.cost().set_exact(true), gpu.cost().set_exact(true);
+    attention(host, c.args);
+    attention(gpu, m.args);
+    if (!(host.cost().total() == gpu.cost().total()))
+      FAIL_CHECK(c.text << ": host charged " << host.cost().total().matmul << " and the device "
+                        << gpu.cost().total().matmul << " matmul FLOPs");
+  }
+}
+
+TEST_CASE("more than 2^31 elements are addressed with 64-bit offsets") {
+  Backend* backend = device();
+  if (!backend) return;
+  // q and o of [1, 65, 2^19, 64] bf16: 4.06 GiB each, 2.18e9 elements; k and v are short. Values of a few
+  // rows, the last ones included, are checked against double precision.
+  const int64_t h = 65, n = int64_t{1} << 19, m = 70, d = 64;
+  const int64_t need = 2 * h * n * d * 2 + (int64_t{1} << 28);
+  const DeviceMemory memory = backend->memory_info();
+  if (memory.free > 0 && memory.free < need) {
+    std::printf("GPU tests skipped: this one needs %.1f GiB of device memory, %.1f are free\n",
+                static_cast<double>(need) / 0x1p30, static_cast<double>(memory.free) / 0x1p30);
+    return;
+  }
+  if (std::getenv("ATTNBENCH_SMALL_MEMORY")) return;  // emulators and shared cards
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(19);
+  Case c;
+  base_case(c, host, r, {1, h, 1, 4, m, d, d, DType::bf16}, false, false);
+  AttentionArgs a = c.args;
+  Tensor k = to_device(gpu, a.k), v = to_device(gpu, a.v);
+  Tensor q = gpu.allocate(DType::bf16, {1, h, n, d}), o = gpu.allocate(DType::bf16, {1, h, n, d});
+  // One random plane of q, repeated; o poisoned by a plane of NaN.
+  std::vector<bf16> plane(static_cast<size_t>(n * d)), nan(plane.size());
+  std::memset(static_cast<void*>(nan.data()), 0xff, nan.size() * sizeof(bf16));
+  for (size_t i = 0; i < plane.size(); ++i) plane[i] = bf16(r.normal());
+  for (int64_t i = 0; i < h; ++i) {
+    const size_t bytes = plane.size() * sizeof(bf16);
+    gpu.backend().copy_bytes(bytes_at(q, i * n * d), DeviceKind::cuda, plane.data(), DeviceKind::cpu, bytes);
+    gpu.backend().copy_bytes(bytes_at(o, i * n * d), DeviceKind::cuda, nan.data(), DeviceKind::cpu, bytes);
+  }
+  for (const char* kernel : kKernels) {
+    const ForceKernel force(kernel);
+    AttentionArgs big = a;
+    big.q = q, big.k = k, big.v = v, big.o = o;
+    attention(gpu, big);
+    gpu.backend().synchronize();
+    for (int64_t row : {int64_t{0}, n / 2 - 2, n - 4}) {
+      for (int64_t head : {int64_t{0}, int64_t{31}, h - 1}) {
+        for (int64_t hh = 0; hh < h; ++hh)
+          std::memcpy(bytes_at(a.q, hh * 4 * d), plane.data() + row * d,
+                      static_cast<size_t>(4 * d) * sizeof(bf16));
+        AttentionArgs one = a;
+        one.q = a.q.slice(1, head, head + 1), one.o = a.o.slice(1, head, head + 1);
+        gpu.backend().copy_bytes(one.o.raw(), DeviceKind::cpu, bytes_at(o, (head * n + row) * d),
+                                 DeviceKind::cuda, static_cast<size_t>(4 * d) * sizeof(bf16));
+        CHECK(compare(one, reference(one), product_rounding(kernel, DType::bf16)) == "");
+      }
+    }
+  }
+}
