@@ -346,7 +346,8 @@ int run_job(const Job& job, const Options& o, const GlobalOptions& global) {
     return show_finished(job, global);
 
   const int threads = o.threads ? o.threads : job.suite.measure.threads;
-  const JournalHeader header{job.hash, utc_now(), collect_environment(threads).machine_id};
+  const JournalHeader header{job.hash, utc_now(),
+                             collect_environment(threads, device_of(job.suite)).machine_id};
   Journal journal = open_journal(job, o, header);
   if (!journal.dropped().empty()) note(global.quiet, journal.dropped());
   if (o.resume)

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "inputs/inputs.hpp"
+#include "kernels/layout/layout.hpp"
 
 namespace attnbench {
 
@@ -82,11 +83,18 @@ Tensor to_device(Context& ctx, const Tensor& host, DType dtype, MemoryClass use,
 
 Tensor to_host(Context& host, Context& ctx, const Tensor& t) {
   Tensor h = host.allocate(t.dtype(), t.shape());
-  if (t.contiguous()) {
-    ctx.backend().copy_bytes(h.raw(), DeviceKind::cpu, t.raw(), t.device(), static_cast<size_t>(t.nbytes()));
-  } else {
+  if (t.device() == DeviceKind::cpu) {
     copy(host, t, h);
+    return h;
   }
+  Tensor packed = t;
+  if (!t.contiguous()) {
+    packed = ctx.allocate(t.dtype(), t.shape());
+    transpose_copy(ctx, {t, packed});
+  }
+  if (t.numel() > 0)
+    ctx.backend().copy_bytes(h.raw(), DeviceKind::cpu, packed.raw(), t.device(),
+                             static_cast<size_t>(t.nbytes()));
   return h;
 }
 

@@ -28,7 +28,7 @@ std::string case_id_text(const Case& c, const std::map<std::string, Value>& reso
   for (const auto& [k, v] : resolved_params) line("param." + k, v);
   for (const auto& [k, v] : problem_values(c.problem)) line("problem." + k, v);
   line("device", c.device);
-  line("measure.cache", m.cache);
+  line("measure.cache", m.cache_on(c.device));
   line("measure.max_samples", m.max_samples);
   line("measure.max_time_s", m.max_time_s);
   line("measure.min_sample_s", m.min_sample_s);

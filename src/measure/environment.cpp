@@ -14,7 +14,7 @@
 #include <omp.h>
 #endif
 
-#include "kernels/core/backend.hpp"
+#include "kernels/core/cuda_loader.hpp"
 #include "measure/build_info.hpp"
 #include "measure/case_id.hpp"
 
@@ -102,7 +102,54 @@ std::string machine_id(const std::map<std::string, Value>& values) {
   return hash_text(t);
 }
 
-Environment collect_environment(int threads) {
+Backend* find_backend(const std::string& device, std::string& why) {
+  if (device == "cpu") return &cpu_backend();
+  if (device == "cuda") return cuda_backend(why);
+  why = "only cpu and cuda can be used";
+  return nullptr;
+}
+
+Backend* device_of(const Suite& suite) {
+  std::string why;
+  for (const Case& c : suite.cases)
+    if (c.device != "cpu")
+      if (Backend* b = find_backend(c.device, why)) return b;
+  return nullptr;
+}
+
+namespace {
+
+void add_device(std::map<std::string, Value>& v, Backend& device) {
+  const DeviceFacts f = device.facts();
+  const auto text = [&v](const char* key, const std::string& s) {
+    if (!s.empty()) v[key] = s;
+  };
+  const auto count = [&v](const char* key, int64_t n) {
+    if (n > 0) v[key] = n;
+  };
+  text("gpu", f.name);
+  text("gpu_architecture", f.architecture);
+  text("cuda_driver", f.driver);
+  text("cuda_runtime", f.runtime);
+  count("gpu_multiprocessors", f.multiprocessors);
+  count("gpu_cache_bytes", f.cache_bytes);
+  count("gpu_memory_bytes", f.memory_bytes);
+  const DeviceMemory m = device.memory_info();
+  count("gpu_memory_free_bytes", m.free);
+  const DeviceState s = device.read_state();
+  if (s.driver) v["gpu_driver"] = *s.driver;
+  if (s.sm_clock_mhz) v["gpu_sm_clock_mhz"] = *s.sm_clock_mhz;
+  if (s.sm_clock_max_mhz) v["gpu_sm_clock_max_mhz"] = *s.sm_clock_max_mhz;
+  if (s.memory_clock_mhz) v["gpu_memory_clock_mhz"] = *s.memory_clock_mhz;
+  if (s.temperature_c) v["gpu_temperature_c"] = *s.temperature_c;
+  if (s.power_w) v["gpu_power_w"] = *s.power_w;
+  if (s.power_limit_w) v["gpu_power_limit_w"] = *s.power_limit_w;
+  text("gpu_sensors", s.why);
+}
+
+}  // namespace
+
+Environment collect_environment(int threads, Backend* device) {
   Environment e;
   auto& v = e.values;
   const auto text = [&v](const char* key, std::string s) {
@@ -186,6 +233,7 @@ Environment collect_environment(int threads) {
   for (const char* key : {"OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY",
                           "OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS"})
     if (const char* set = std::getenv(key)) v[std::string("env_") + key] = std::string(set);
+  if (device && device->device() != DeviceKind::cpu) add_device(v, *device);
   e.machine_id = machine_id(v);
   return e;
 }

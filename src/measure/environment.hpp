@@ -3,12 +3,19 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/core/backend.hpp"
 #include "measure/results.hpp"
 
 namespace attnbench {
 
-/// Reads everything; `threads` as configured (0: all). Keys that the system does not tell are left out.
-Environment collect_environment(int threads);
+/// Reads everything; `threads` as configured (0: all), `device`: the backend of a device besides the CPU,
+/// when one takes part. Keys that the system does not tell are left out.
+Environment collect_environment(int threads, Backend* device = nullptr);
+
+/// The backend of a device's name; null with the reason for what cannot be used here.
+Backend* find_backend(const std::string& device, std::string& why);
+/// The first device besides the CPU that a suite names and this machine has; null: none.
+Backend* device_of(const Suite& suite);
 
 /// Hash of what does not change between two runs on the same hardware: processor, cores, cores this process
 /// may use, caches, architecture, memory size in GiB. No clock reading, load, kernel, host name or software

@@ -24,9 +24,9 @@ void DryBackend::copy_bytes(void* dst, DeviceKind, const void* src, DeviceKind, 
 }
 
 CaseEstimate estimate_problem(const Method& method, const Problem& problem,
-                              const std::map<std::string, Value>& given) {
+                              const std::map<std::string, Value>& given, DeviceKind device) {
   CaseEstimate e;
-  DryBackend backend;
+  DryBackend backend(device);
   Context ctx(backend, 0);
   std::unique_ptr<Instance> instance;
   try {
@@ -88,7 +88,8 @@ CaseEstimate estimate_problem(const Method& method, const Problem& problem,
 }
 
 CaseEstimate estimate_case(const Case& c) {
-  return estimate_problem(find_method(c.method), c.problem, c.params);
+  return estimate_problem(find_method(c.method), c.problem, c.params,
+                          c.device == name(DeviceKind::cuda) ? DeviceKind::cuda : DeviceKind::cpu);
 }
 
 int64_t usable_memory(double share) {
@@ -99,6 +100,11 @@ int64_t usable_memory(double share) {
   if (max_file >> max && now_file >> now && max > now)
     available = available > 0 ? std::min(available, max - now) : max - now;
   return static_cast<int64_t>(share * static_cast<double>(available));
+}
+
+int64_t usable_memory(Backend& device, double share) {
+  if (device.device() == DeviceKind::cpu) return usable_memory();
+  return static_cast<int64_t>(share * static_cast<double>(device.memory_info().free));
 }
 
 }  // namespace attnbench

@@ -28,7 +28,9 @@ struct CaseEstimate {
 /// exists. Used to ask for sizes, never for values.
 class DryBackend final : public Backend {
  public:
-  DeviceKind device() const override { return DeviceKind::cpu; }
+  /// Stands in for a backend of kind `device`: methods may choose by it.
+  explicit DryBackend(DeviceKind device = DeviceKind::cpu) : device_(device) {}
+  DeviceKind device() const override { return device_; }
   std::string description() const override { return "dry run"; }
   void* allocate_bytes(size_t bytes) override;
   void free_bytes(void* p, size_t bytes) noexcept override;
@@ -39,16 +41,22 @@ class DryBackend final : public Backend {
   void op(Context&, const Args&) override {}
   ATTNBENCH_OPERATORS(X)
 #undef X
+
+ private:
+  DeviceKind device_;
 };
 
 /// Never throws for what the method refuses (`status` and `reason` say it); throws UsageError for an unknown
 /// method.
 CaseEstimate estimate_case(const Case& c);
 CaseEstimate estimate_problem(const Method& method, const Problem& problem,
-                              const std::map<std::string, Value>& given_params);
+                              const std::map<std::string, Value>& given_params,
+                              DeviceKind device = DeviceKind::cpu);
 
 /// Bytes this process may take before the system would swap: `share` of MemAvailable, and never more than the
 /// control group's limit leaves. 0 when unknown.
 int64_t usable_memory(double share = 0.8);
+/// The same of a device: a share of what is free on it now. The rest is for libraries' workspaces.
+int64_t usable_memory(Backend& device, double share = 0.9);
 
 }  // namespace attnbench

@@ -45,6 +45,15 @@ class Executor : public Timed {
   /// Throws Unsupported when the method has no such property, UsageError for arguments it does not take.
   virtual AnalysisResult analyze(const std::string& analysis,
                                  const std::map<std::string, Value>& arguments) = 0;
+  /// How run() gives the device its work: Timing::submission.
+  virtual std::string submission() const { return ""; }
+  /// A loop of about `loop_s` at the end of the measurement, or until `stop`; none where bursts and long
+  /// loops do not differ (the CPU, whose samples are long).
+  virtual std::optional<Sustained> sustain(double /*loop_s*/, const std::function<bool()>& /*stop*/) {
+    return std::nullopt;
+  }
+  /// What is worth knowing about how the case was run; emptied by reading.
+  virtual std::vector<std::string> take_warnings() { return {}; }
   /// Gives everything back. Harmless when nothing is open.
   virtual void close() = 0;
 };
@@ -54,6 +63,7 @@ struct ExecutorSetup {
   Clock* clock = nullptr;
   int threads = 0;
   std::string weights_file;
+  Backend* backend = nullptr;  ///< of the case's device; null: the one that its name stands for
 };
 using ExecutorFactory = std::function<std::unique_ptr<Executor>(const Case&, const ExecutorSetup&)>;
 

@@ -28,6 +28,25 @@ struct Timing {
   int64_t iterations_per_sample = 1;
   bool converged = false;
   std::vector<double> raw_s;  ///< kept on request
+  /// How a device was given the work: "graph" (replays of a recorded run), "stream" (launch by launch); empty
+  /// on the CPU.
+  std::string submission;
+};
+
+/// A loop of about a second at the end of a device's measurement, back to back and with warm caches: limits
+/// of power and temperature act in it that a short burst does not meet.
+struct Sustained {
+  double burst_s = 0;      ///< one execution, over the loop's first moments
+  double sustained_s = 0;  ///< one execution, over its second half
+  double loop_s = 0;
+  /// Readings while it ran: sm_clock_first_mhz, sm_clock_last_mhz, sm_clock_max_mhz, memory_clock_mhz,
+  /// temperature_c, power_w, power_limit_w, throttle; or `why` there are none.
+  std::map<std::string, Value> state;
+  bool operator==(const Sustained&) const = default;
+  /// Worth a reader's attention: the rates differ by more than 3%.
+  bool differs() const {
+    return burst_s > 0 && (sustained_s > 1.03 * burst_s || burst_s > 1.03 * sustained_s);
+  }
 };
 
 struct Verification {
@@ -47,6 +66,8 @@ struct Ratio {  ///< paired against the baseline: baseline time / this time (abo
 struct MemoryBytes {
   int64_t inputs = 0, weights = 0, outputs = 0, workspace_peak = 0, total_peak = 0;
   int64_t rss_peak = 0;  ///< of the process after the case
+  /// Device memory that the case took from the device in all, libraries and caches of the allocator included.
+  int64_t device_peak = 0;
 };
 
 struct Bound {        ///< position against the machine's measured ceilings
@@ -79,6 +100,7 @@ struct CaseResult {
   std::map<std::string, Value> params;  ///< resolved
   std::optional<Verification> verification;
   std::optional<Timing> time;
+  std::optional<Sustained> sustained;  ///< devices only
   std::optional<double> prepare_s;
   std::vector<StageTime> stages;
   Cost counted;  ///< by the ledger
@@ -109,9 +131,11 @@ struct Environment {
 
 /// This machine's measured ceilings.
 struct Roofline {
-  std::map<std::string, double> gflops;  ///< by "device/dtype/threads": FMA peak; "…/gemm": library GEMM rate
-  std::map<std::string, double> gbytes_per_s;  ///< by "device/threads": copy bandwidth
-  std::string measured_at;                     ///< ISO 8601 UTC
+  /// By "cpu/dtype/threads" or "cuda/dtype": the peak; "…/gemm": the library's product.
+  std::map<std::string, double> gflops;
+  /// By "cpu/threads" or "cuda": copies; "…/read": reads alone; "…/l2", "…/l3": copies that fit that cache.
+  std::map<std::string, double> gbytes_per_s;
+  std::string measured_at;  ///< ISO 8601 UTC
   bool from_cache = false;
 };
 

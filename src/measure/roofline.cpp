@@ -36,35 +36,84 @@ class CpuPeakProbe final : public PeakProbe {
   }
 };
 
-/// Cache levels from memory inwards. Copies within a first-level cache end before the threads are started:
-/// what they read is the cost of starting, so the second level stands for both.
-const std::vector<std::string> kLevels{"", "l3", "l2"};
+class DevicePeakProbe final : public PeakProbe {
+ public:
+  explicit DevicePeakProbe(Backend& backend) : backend_(backend), facts_(backend.facts()) {}
 
-int64_t level_bytes(const std::string& level) { return level.empty() ? 0 : cache_bytes(level[1] - '0'); }
+  double fma_gflops(DType dtype, int threads) override {
+    const double rate = backend_.measure_peak(DevicePeak::multiply_add, dtype, 0) * 1e-9;
+    if (dtype != DType::f32) return rate;
+    // Matrix units multiply f32 as three products of tf32 parts, and take tf32 at half the rate of bf16: a
+    // sixth of its rate is within reach, whoever's kernel it is.
+    try {
+      return std::max(rate, gemm_gflops(DType::bf16, threads) / 6);
+    } catch (const Unsupported&) {
+      return rate;
+    }
+  }
+  double gemm_gflops(DType dtype, int) override {
+    Context ctx(backend_, 1);
+    // Matrix units are full from 4096 on; twice that at 16 bits, where a product of 4096 takes 0.2 ms.
+    return measure_gemm_rate(ctx, dtype, size_of(dtype) == 2 ? 8192 : 4096) * 1e-9;
+  }
+  double copy_gbytes_per_s(int, int64_t bytes) override {
+    return backend_.measure_peak(DevicePeak::copy, DType::u8, bytes) * 1e-9;
+  }
+  double read_gbytes_per_s(int, int64_t bytes) override {
+    return backend_.measure_peak(DevicePeak::read, DType::u8, bytes) * 1e-9;
+  }
+  std::string device() const override { return std::string(name(backend_.device())); }
+  bool threaded() const override { return false; }
+  std::vector<std::string> levels() const override { return {"", "read", "l2"}; }
+  int64_t level_capacity(const std::string& level, int) const override {
+    return level == "l2" ? facts_.cache_bytes : 0;
+  }
+  int64_t memory_copy_bytes() const override {
+    // 1 GiB is twenty times the largest cache; less where a quarter of the free memory is less.
+    const int64_t free = backend_.memory_info().free;
+    return std::max<int64_t>(8 * facts_.cache_bytes,
+                             std::min<int64_t>(int64_t{1} << 30, free > 0 ? free / 4 : int64_t{1} << 30));
+  }
 
-/// What one level holds in total for `threads` threads: inner levels are one per core.
-int64_t level_capacity(const std::string& level, int threads) {
-  return level == "l3" ? level_bytes(level) : level_bytes(level) * threads;
-}
-
-/// Bytes to copy so that source and destination together fill half of the level, or, for memory, four times
-/// the outermost cache.
-int64_t copy_bytes_for(const std::string& level, int threads) {
-  if (level.empty())
-    return std::max<int64_t>(int64_t{64} << 20, 2 * std::max(cache_bytes(3), cache_bytes(2)));
-  return std::max<int64_t>(level_capacity(level, threads) / 4, 4096 * threads);
-}
-
-std::string compute_key(DType dtype, int threads) { return fmt::format("cpu/{}/{}", name(dtype), threads); }
-std::string copy_key(int threads, const std::string& level) {
-  return level.empty() ? fmt::format("cpu/{}", threads) : fmt::format("cpu/{}/{}", threads, level);
-}
+ private:
+  Backend& backend_;
+  DeviceFacts facts_;
+};
 
 }  // namespace
+
+double PeakProbe::read_gbytes_per_s(int, int64_t) {
+  throw Unsupported("reads alone are no ceiling of their own on " + device());
+}
+
+// Copies within a first-level cache end before the threads are started: what they read is the cost of
+// starting, so the second level stands for both.
+std::vector<std::string> PeakProbe::levels() const { return {"", "l3", "l2"}; }
+
+int64_t PeakProbe::level_capacity(const std::string& level, int threads) const {
+  // Inner levels are one per core.
+  return level == "l3" ? cache_bytes(3) : level == "l2" ? cache_bytes(2) * threads : 0;
+}
+
+int64_t PeakProbe::memory_copy_bytes() const {
+  // Source and destination together: four times the outermost cache.
+  return std::max<int64_t>(int64_t{64} << 20, 2 * std::max(cache_bytes(3), cache_bytes(2)));
+}
 
 PeakProbe& cpu_peak_probe() {
   static CpuPeakProbe probe;
   return probe;
+}
+
+std::unique_ptr<PeakProbe> device_peak_probe(Backend& device) {
+  return std::make_unique<DevicePeakProbe>(device);
+}
+
+std::string roofline_id(const Environment& environment, const std::string& device) {
+  if (device != "cpu") return environment.machine_id + "-" + device;
+  std::map<std::string, Value> values = environment.values;
+  values.erase("gpu");
+  return machine_id(values);
 }
 
 std::string roofline_cache_file(const std::string& machine_id) {
@@ -79,6 +128,16 @@ std::string roofline_cache_file(const std::string& machine_id) {
     return "";
   return (base / "attnbench" / ("roofline-" + machine_id + ".json")).string();
 }
+
+namespace {
+bool has_level(const PeakProbe& probe, const std::string& level, int threads) {
+  return level.empty() || level == "read" || probe.level_capacity(level, threads) > 0;
+}
+/// ", 2 threads" where a ceiling depends on them.
+std::string threads_text(const PeakProbe& probe, int threads) {
+  return probe.threaded() ? fmt::format(", {} threads", threads) : ", " + probe.device();
+}
+}  // namespace
 
 Ceilings::Ceilings(PeakProbe& probe, std::string cache_file) : probe_(probe), file_(std::move(cache_file)) {
   load();
@@ -125,6 +184,16 @@ void Ceilings::store() {
   }
 }
 
+std::string Ceilings::compute_key(DType dtype, int threads) const {
+  const std::string key = probe_.device() + "/" + std::string(name(dtype));
+  return probe_.threaded() ? key + "/" + std::to_string(threads) : key;
+}
+
+std::string Ceilings::copy_key(int threads, const std::string& level) const {
+  const std::string key = probe_.device() + (probe_.threaded() ? "/" + std::to_string(threads) : "");
+  return level.empty() ? key : key + "/" + level;
+}
+
 double Ceilings::measure_fma(DType dtype, int threads) {
   // 16-bit types may also be widened and computed in f32: the highest of all is what cannot be beaten. A
   // product that runs faster than the bare multiply-adds shows that those did not fill the pipes.
@@ -147,7 +216,12 @@ double Ceilings::measure_fma(DType dtype, int threads) {
 }
 
 double Ceilings::measure_copy(int threads, const std::string& level) {
-  return probe_.copy_gbytes_per_s(threads, copy_bytes_for(level, threads));
+  const int64_t memory = probe_.memory_copy_bytes();
+  if (level == "read") return probe_.read_gbytes_per_s(threads, memory);
+  // Within a cache, source and destination together fill half of it.
+  const int64_t capacity = probe_.level_capacity(level, threads);
+  const int64_t bytes = level.empty() ? memory : std::max<int64_t>(capacity / 4, 4096 * std::max(threads, 1));
+  return probe_.copy_gbytes_per_s(threads, bytes);
 }
 
 double Ceilings::fma_gflops(DType dtype, int threads) {
@@ -197,8 +271,8 @@ void Ceilings::remeasure_compute(DType dtype, int threads) {
 }
 
 void Ceilings::remeasure_bandwidth(int threads) {
-  for (const std::string& level : kLevels) {
-    if (!level.empty() && level_bytes(level) == 0) continue;
+  for (const std::string& level : probe_.levels()) {
+    if (!has_level(probe_, level, threads)) continue;
     double& rate = roofline_.gbytes_per_s[copy_key(threads, level)];
     rate = std::max(rate, measure_copy(threads, level));
   }
@@ -214,7 +288,7 @@ void Ceilings::measure_all(const std::vector<DType>& dtypes, int threads) {
     fma_gflops(t, threads);
     gemm_gflops(t, threads);
   }
-  for (const std::string& level : kLevels) roofline_.gbytes_per_s.erase(copy_key(threads, level));
+  for (const std::string& level : probe_.levels()) roofline_.gbytes_per_s.erase(copy_key(threads, level));
   remeasure_bandwidth(threads);
 }
 
@@ -238,23 +312,26 @@ BoundOutcome place_under_ceilings(Ceilings& ceilings, const Cost& counted, doubl
   }
   if (o.bound.gflops > compute * above) {
     o.inconsistent = fmt::format(
-        "{:.4g} GFLOP/s would be {:.0f}% of this machine's measured peak of {:.4g} GFLOP/s ({}, {} threads): "
-        "the "
+        "{:.4g} GFLOP/s would be {:.0f}% of this machine's measured peak of {:.4g} GFLOP/s ({}{}): the "
         "counted FLOPs or the time must be wrong",
-        o.bound.gflops, 100 * o.bound.gflops / compute, compute, name(dtype), threads);
+        o.bound.gflops, 100 * o.bound.gflops / compute, compute, name(dtype),
+        threads_text(ceilings.probe(), threads));
     return o;
   }
+  PeakProbe& probe = ceilings.probe();
+  const std::vector<std::string> levels = probe.levels();
   double memory = 0;
   for (int attempt = 0; attempt < 2; ++attempt) {
     // Start at the outermost level that does not hold everything and go inwards while the rate is above it.
-    for (const std::string& level : kLevels) {
-      const size_t inner = static_cast<size_t>(&level - kLevels.data()) + 1;
-      const bool last = inner == kLevels.size();
-      if (!level.empty() && level_bytes(level) == 0) continue;
-      if (!last && level_bytes(kLevels[inner]) > 0 &&
-          level_capacity(kLevels[inner], threads) >= resident_bytes)
-        continue;
-      memory = std::max(memory, ceilings.gbytes_per_s(threads, level));
+    for (size_t at = 0; at < levels.size(); ++at) {
+      if (!has_level(probe, levels[at], threads)) continue;
+      const bool held_further_in = std::any_of(
+          levels.begin() + static_cast<std::ptrdiff_t>(at) + 1, levels.end(), [&](const std::string& inner) {
+            const int64_t capacity = probe.level_capacity(inner, threads);
+            return capacity > 0 && capacity >= resident_bytes;
+          });
+      if (held_further_in) continue;
+      memory = std::max(memory, ceilings.gbytes_per_s(threads, levels[at]));
       if (o.bound.gbytes_per_s <= memory * above) break;
     }
     if (o.bound.gbytes_per_s <= memory * above) break;
@@ -262,10 +339,9 @@ BoundOutcome place_under_ceilings(Ceilings& ceilings, const Cost& counted, doubl
   }
   if (o.bound.gbytes_per_s > memory * above) {
     o.inconsistent = fmt::format(
-        "{:.4g} GB/s would be {:.0f}% of the {:.4g} GB/s that this machine's innermost cache copies ({} "
-        "threads): the "
+        "{:.4g} GB/s would be {:.0f}% of the {:.4g} GB/s that this machine's innermost cache copies{}: the "
         "counted bytes or the time must be wrong",
-        o.bound.gbytes_per_s, 100 * o.bound.gbytes_per_s / memory, memory, threads);
+        o.bound.gbytes_per_s, 100 * o.bound.gbytes_per_s / memory, memory, threads_text(probe, threads));
     return o;
   }
   const double of_compute = o.bound.gflops / compute,

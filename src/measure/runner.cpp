@@ -32,6 +32,8 @@ constexpr int kProfileRuns = 5;
 constexpr double kUncoveredShare = 0.01;
 // A prepare() that does nothing still takes some nanoseconds to call.
 constexpr double kPrepareSeen = 1e-6;
+// Power limits of cards act within tenths of a second, temperatures follow later.
+constexpr double kSustainSeconds = 1.0;
 // Fewer pairs have no interval.
 constexpr size_t kLeastPairs = 3;
 
@@ -54,14 +56,19 @@ class Run {
       throw UsageError(
           fmt::format("threads: 0 (all) or more are wanted, not {}", run_.suite.measure.threads));
     threads_ = run_.suite.measure.threads > 0 ? run_.suite.measure.threads : allowed_cpus();
-    memory_limit_ = options.memory_limit > 0 ? options.memory_limit : usable_memory();
+    for (const Case& c : run_.suite.cases)
+      if (!backends_.contains(c.device)) backends_[c.device] = backend_for(c.device);
+    for (const auto& [device, backend] : backends_)
+      memory_limit_[device] = options.memory_limit > 0 ? options.memory_limit
+                              : backend                ? usable_memory(*backend)
+                                                       : usable_memory();
     make_ = options.executor ? options.executor : ExecutorFactory(make_executor);
   }
 
   RunResult go() {
     run_.started_at = utc_now();
     run_.suite_hash = hash_text(run_.suite.resolved_text);
-    run_.environment = collect_environment(run_.suite.measure.threads);
+    run_.environment = collect_environment(run_.suite.measure.threads, device());
     started_s_ = clock_.now_s();
     identify();
     measure_ceilings();
@@ -78,10 +85,7 @@ class Run {
     run_.cases.clear();
     for (Work& w : work_)
       if (w.final) run_.cases.push_back(std::move(w.result));
-    if (ceilings_) {
-      run_.roofline = ceilings_->roofline();
-      for (const std::string& text : ceilings_->take_warnings()) observer_.warning(text);
-    }
+    collect_ceilings();
     if (options_.evaluate_claim && !run_.interrupted)
       for (const Claim& claim : run_.suite.claims) run_.claims.push_back(evaluate(claim));
     run_.finished_at = utc_now();
@@ -94,6 +98,20 @@ class Run {
     const auto& m = run_.suite.measures;
     return m.empty() || std::find(m.begin(), m.end(), what) != m.end();
   }
+
+  Backend* backend_for(const std::string& device) const {
+    if (device == "cpu") return &cpu_backend();
+    if (options_.backend) return options_.backend(device);
+    std::string why;  // the executor says it, case by case
+    return options_.executor ? nullptr : find_backend(device, why);
+  }
+  /// The first device besides the CPU that takes part.
+  Backend* device() const {
+    for (const auto& [name, backend] : backends_)
+      if (backend && name != "cpu") return backend;
+    return nullptr;
+  }
+  int64_t limit_of(const Work& w) const { return memory_limit_.at(w.result.spec.device); }
 
   // ---- planning ----
 
@@ -110,7 +128,9 @@ class Run {
       w.result.params = w.result.spec.params;
       std::exception_ptr refusal;
       try {
-        w.executor = make_(w.result.spec, {&clock_, run_.suite.measure.threads, options_.weights_file});
+        Backend* backend = backends_.at(w.result.spec.device);
+        w.executor =
+            make_(w.result.spec, {&clock_, run_.suite.measure.threads, options_.weights_file, backend});
         w.result.params = w.executor->params();
       } catch (...) {
         refusal = std::current_exception();
@@ -152,41 +172,67 @@ class Run {
         w.result.status = e.status;
         w.result.reason = e.reason;
         finish(w);
-      } else if (memory_limit_ > 0 && e.total() > memory_limit_) {
+      } else if (const int64_t limit = limit_of(w); limit > 0 && e.total() > limit) {
         w.result.status = CaseStatus::skipped;
         w.result.reason = fmt::format(
             "the case needs about {} (inputs {}, weights {}, outputs {}, workspace {}{}), and {} may be used",
             size_text(e.total()), size_text(e.inputs), size_text(e.weights), size_text(e.outputs),
-            e.workspace_known ? "" : "at least ", size_text(e.workspace), size_text(memory_limit_));
+            e.workspace_known ? "" : "at least ", size_text(e.workspace), size_text(limit));
         finish(w);
       }
     }
   }
 
+  /// Before the first case rather than between the samples of one.
   void measure_ceilings() {
     if (options_.roofline == RunOptions::RooflinePolicy::off || !measures("time")) return;
-    std::set<DType> dtypes;
+    std::map<std::string, std::set<DType>> dtypes;
     for (const Work& w : work_)
-      if (w.planned && w.result.spec.device == "cpu") dtypes.insert(w.result.spec.problem.dtype);
-    if (dtypes.empty()) return;
-    ceilings_.emplace(
-        options_.probe ? *options_.probe : cpu_peak_probe(),
-        options_.roofline_file ? *options_.roofline_file : roofline_cache_file(run_.environment.machine_id));
-    try {
-      if (options_.roofline == RunOptions::RooflinePolicy::remeasure)
-        ceilings_->measure_all({dtypes.begin(), dtypes.end()}, threads_);
-      // Now rather than between the samples of a case.
-      for (const DType t : dtypes) ceilings_->fma_gflops(t, threads_);
-      for (const char* level : {"", "l3", "l2"})
-        if (!*level || cache_bytes(level[1] - '0') > 0) ceilings_->gbytes_per_s(threads_, level);
-      run_.roofline = ceilings_->roofline();
-    } catch (const std::exception& e) {
-      observer_.warning(
-          fmt::format("no result carries its percentage of the machine's ceilings: {}", e.what()));
-      ceilings_.reset();
-      return;
+      if (w.planned) dtypes[w.result.spec.device].insert(w.result.spec.problem.dtype);
+    for (const auto& [device, types] : dtypes) {
+      if (!backends_.at(device)) continue;
+      try {
+        Ceilings& c =
+            ceilings_.emplace(device, Ceilings(probe_of(device), roofline_file(device))).first->second;
+        if (options_.roofline == RunOptions::RooflinePolicy::remeasure)
+          c.measure_all({types.begin(), types.end()}, threads_);
+        for (const DType t : types) c.fma_gflops(t, threads_);
+        for (const std::string& level : c.probe().levels())
+          if (level.empty() || level == "read" || c.probe().level_capacity(level, threads_) > 0)
+            c.gbytes_per_s(threads_, level);
+      } catch (const std::exception& e) {
+        observer_.warning(fmt::format("no result on {} carries its percentage of the machine's ceilings: {}",
+                                      device, e.what()));
+        ceilings_.erase(device);
+      }
     }
-    for (const std::string& text : ceilings_->take_warnings()) observer_.warning(text);
+    collect_ceilings();
+  }
+
+  PeakProbe& probe_of(const std::string& device) {
+    if (device == "cpu") return options_.probe ? *options_.probe : cpu_peak_probe();
+    if (options_.device_probe) return *options_.device_probe;
+    return *(probes_[device] = device_peak_probe(*backends_.at(device)));
+  }
+
+  std::string roofline_file(const std::string& device) const {
+    if (!options_.roofline_file) return roofline_cache_file(roofline_id(run_.environment, device));
+    return device == "cpu" || options_.roofline_file->empty() ? *options_.roofline_file
+                                                              : *options_.roofline_file + "-" + device;
+  }
+
+  /// The ceilings of all devices as one.
+  void collect_ceilings() {
+    run_.roofline = {};
+    run_.roofline.from_cache = !ceilings_.empty();
+    for (auto& [device, c] : ceilings_) {
+      const Roofline& r = c.roofline();
+      run_.roofline.gflops.insert(r.gflops.begin(), r.gflops.end());
+      run_.roofline.gbytes_per_s.insert(r.gbytes_per_s.begin(), r.gbytes_per_s.end());
+      run_.roofline.measured_at = std::max(run_.roofline.measured_at, r.measured_at);
+      run_.roofline.from_cache = run_.roofline.from_cache && r.from_cache;
+      for (const std::string& text : c.take_warnings()) observer_.warning(text);
+    }
   }
 
   // ---- running ----
@@ -201,7 +247,11 @@ class Run {
     }
     std::vector<int64_t> bytes(work_.size());
     for (const size_t i : members) bytes[i] = work_[i].estimate.total();
-    const std::vector<Batch> batches = fit_into_memory(members, baseline, bytes, memory_limit_);
+    // Members on different devices are counted as if they shared the smaller one.
+    int64_t limit = 0;
+    for (const size_t i : members)
+      if (const int64_t l = limit_of(work_[i]); l > 0) limit = limit > 0 ? std::min(limit, l) : l;
+    const std::vector<Batch> batches = fit_into_memory(members, baseline, bytes, limit);
     for (const Batch& batch : batches) {
       if (batches.size() > 1)
         for (const size_t i : batch.members)
@@ -223,7 +273,7 @@ class Run {
     w.result.warnings.push_back(fmt::format(
         "measured apart from the cases that it is compared with, because they do not fit into {} together: "
         "drift of the machine between them is in the ratio",
-        size_text(memory_limit_)));
+        size_text(limit_of(w))));
   }
 
   /// Returns the members that ran out of memory beside the others and deserve a try alone.
@@ -235,7 +285,7 @@ class Run {
       Work& b = work_[*batch.partner];
       try {
         if (b.result.time) {
-          b.executor->open(memory_limit_);
+          b.executor->open(limit_of(b));
           used += b.estimate.total();
           ready.push_back(*batch.partner);
         }
@@ -248,7 +298,8 @@ class Run {
       Work& w = work_[i];
       observer_.case_started(i, work_.size(), w.result.spec, eta());
       try {
-        open_and_check(w, memory_limit_ > 0 ? std::max<int64_t>(memory_limit_ - used, 1) : 0);
+        const int64_t limit = limit_of(w);
+        open_and_check(w, limit > 0 ? std::max<int64_t>(limit - used, 1) : 0);
         if (w.result.status == CaseStatus::ok || w.result.status == CaseStatus::unverified) {
           if (measures("time")) {
             used += w.result.memory ? w.result.memory->total_peak : 0;
@@ -347,9 +398,13 @@ class Run {
     std::vector<Sampler::Member> members;
     std::optional<size_t> at;
     for (size_t k = 0; k < ready.size(); ++k) {
-      members.push_back({work_[ready[k]].result.spec.name, work_[ready[k]].executor.get()});
+      const Work& w = work_[ready[k]];
+      members.push_back({w.result.spec.name, w.executor.get(),
+                         run_.suite.measure.cache_on(w.result.spec.device) == "cold"});
       if (baseline == ready[k]) at = k;
     }
+    // A device's long loop would heat it for those that are still sampled: it waits until all are done.
+    std::vector<size_t> to_sustain;
     Sampler sampler(run_.suite.measure, clock_, options_.stop);
     sampler.run(members, at, [&](size_t k, const std::vector<Samples>& all) {
       const size_t i = ready[k];
@@ -359,12 +414,26 @@ class Run {
         if (all[k].failure) std::rethrow_exception(all[k].failure);
         timed(w, all[k]);
         compare(w, all[k], baseline, at ? &all[*at] : nullptr);
+        if (w.result.spec.device != "cpu") {
+          to_sustain.push_back(i);
+          return;
+        }
         if (!analyze(w)) return;
       } catch (...) {
         explain(w, std::current_exception());
       }
       finish(w);
     });
+    for (const size_t i : to_sustain) {
+      Work& w = work_[i];
+      try {
+        w.result.sustained = w.executor->sustain(kSustainSeconds, [this] { return stopped(); });
+        if (!analyze(w)) continue;
+      } catch (...) {
+        explain(w, std::current_exception());
+      }
+      finish(w);
+    }
   }
 
   void timed(Work& w, const Samples& s) {
@@ -372,6 +441,8 @@ class Run {
     const MeasureConfig& m = run_.suite.measure;
     Timing t = summarize(s.seconds, s.iterations, m.keep_samples);
     t.converged = s.converged;
+    t.submission = w.executor->submission();
+    for (std::string& text : w.executor->take_warnings()) r.warnings.push_back(std::move(text));
     r.warnings.insert(r.warnings.end(), s.warnings.begin(), s.warnings.end());
     if (!t.converged) {
       const double half = std::max(t.ci_high_s - t.median_s, t.median_s - t.ci_low_s) / t.median_s;
@@ -382,9 +453,10 @@ class Run {
                       100 * half, t.samples, 100 * m.precision, m.max_time_s));
     }
     r.time = t;
-    if (!ceilings_ || r.spec.device != "cpu") return;
+    const auto ceilings = ceilings_.find(r.spec.device);
+    if (ceilings == ceilings_.end()) return;
     const MemoryBytes mem = r.memory.value_or(MemoryBytes{});
-    const BoundOutcome o = place_under_ceilings(*ceilings_, r.counted, t.median_s, r.spec.problem.dtype,
+    const BoundOutcome o = place_under_ceilings(ceilings->second, r.counted, t.median_s, r.spec.problem.dtype,
                                                 threads_, mem.total_peak);
     if (o.inconsistent.empty()) {
       r.bound = o.bound;
@@ -450,6 +522,9 @@ class Run {
     } catch (const OutOfMemory& e) {
       r.status = CaseStatus::skipped;
       r.reason = e.what();
+      if (w.estimate.total() > 0)
+        r.reason += fmt::format("; the case was estimated at {}{}",
+                                w.estimate.workspace_known ? "" : "at least ", size_text(w.estimate.total()));
     } catch (const std::bad_alloc&) {
       r.status = CaseStatus::skipped;
       r.reason = "the system had no memory left while the case was run";
@@ -493,10 +568,12 @@ class Run {
   RunResult run_;
   std::vector<Work> work_;
   std::vector<std::pair<size_t, std::exception_ptr>> refused_;
-  std::optional<Ceilings> ceilings_;
+  std::map<std::string, Backend*> backends_;  ///< by device; null: not usable, or unknown to mocks
+  std::map<std::string, Ceilings> ceilings_;  ///< by device
+  std::map<std::string, std::unique_ptr<PeakProbe>> probes_;
   ExecutorFactory make_;
   int threads_ = 1;
-  int64_t memory_limit_ = 0;
+  std::map<std::string, int64_t> memory_limit_;  ///< by device
   double started_s_ = 0;
   int finished_here_ = 0;
 };

@@ -31,7 +31,7 @@ class RunObserver {
 
 struct RunOptions {
   std::optional<int> threads;  ///< instead of the suite's; part of the case ids
-  int64_t memory_limit = 0;    ///< bytes for the cases that are alive together; 0: usable_memory()
+  int64_t memory_limit = 0;    ///< bytes for the cases alive together; 0: usable_memory() of their device
   bool verify = true;          ///< false: every case ends as `unverified`
   double verify_budget_s = 1.0;
   std::string weights_file;
@@ -41,8 +41,13 @@ struct RunOptions {
   const std::atomic<bool>* stop = nullptr;  ///< set: end after the sample in flight
 
   enum class RooflinePolicy : uint8_t { off, cached, remeasure } roofline = RooflinePolicy::cached;
-  PeakProbe* probe = nullptr;                ///< null: this CPU
-  std::optional<std::string> roofline_file;  ///< none: roofline_cache_file(); empty: not kept
+  PeakProbe* probe = nullptr;         ///< of the CPU's ceilings; null: this CPU
+  PeakProbe* device_probe = nullptr;  ///< of the device's; null: through its backend
+  std::optional<std::string>
+      roofline_file;  ///< of the CPU; none: roofline_cache_file(); empty: nothing is kept
+
+  /// The backend of a device besides the CPU; empty: find_backend().
+  std::function<Backend*(const std::string& device)> backend;
 
   Clock* clock = nullptr;    ///< null: the steady clock
   ExecutorFactory executor;  ///< empty: make_executor

@@ -14,6 +14,10 @@ namespace {
 // under 0.1%, a tenth of the default precision.
 constexpr double kSampleOverClock = 1000;
 
+// A device's clock takes no time to read, and where within its step a run begins is random: the median of
+// many cold samples resolves finer than one of them. Each is to be within a twentieth all the same.
+constexpr double kColdOverDevice = 20;
+
 // Warming up ends after this many runs and this long (a tenth of the case's time at most): pages are touched,
 // thread teams started, clocks raised. A run that takes more than a tenth of the case's time is not repeated.
 constexpr int kWarmUpRuns = 2;
@@ -39,6 +43,7 @@ struct Sampler::State {
   double run_s = 0;    ///< one execution, from warming up
   double spent_s = 0;  ///< sampling only
   bool rewarm = false;
+  bool cold = false;
   bool needs_no_more = false;  ///< the criterion is finished
   bool done = false;           ///< takes no more samples
 };
@@ -66,8 +71,9 @@ Sampler::Sampler(const MeasureConfig& config, Clock& clock, const std::atomic<bo
 
 void Sampler::warm_up(State& s) {
   const double begin = clock_.now_s();
-  const double shortest =
-      std::max(config_.min_sample_s, kSampleOverClock * (clock_.resolution_s() + clock_.overhead_s()));
+  const double own = s.member.timed->resolution_s();
+  const double step = own > 0 ? own : clock_.resolution_s() + clock_.overhead_s();
+  const double shortest = std::max(config_.min_sample_s, kSampleOverClock * step);
   const double wanted_s = std::min(kWarmUpSeconds, 0.1 * config_.max_time_s);
   int64_t n = 1;
   double took = 0;
@@ -84,15 +90,15 @@ void Sampler::warm_up(State& s) {
     if (slow || (runs >= kWarmUpRuns && clock_.now_s() - begin >= wanted_s)) break;
   }
   s.run_s = took / static_cast<double>(n);
-  if (config_.cache == "cold") {
+  if (s.cold) {
     // A second run inside the sample would find the caches filled by the first.
     s.samples.iterations = 1;
-    if (s.run_s < shortest)
+    if (s.run_s < (own > 0 ? kColdOverDevice * own : shortest))
       s.samples.warnings.push_back(
           fmt::format("cold samples hold one run of {:.3g} s, which is short for a clock that resolves "
                       "{:.2g} s: take a larger "
                       "problem, or `cache: hot`",
-                      s.run_s, clock_.resolution_s()));
+                      s.run_s, own > 0 ? own : clock_.resolution_s()));
   } else {
     s.samples.iterations =
         s.run_s >= shortest || s.run_s <= 0 ? 1 : static_cast<int64_t>(std::ceil(shortest / s.run_s));
@@ -102,7 +108,7 @@ void Sampler::warm_up(State& s) {
 void Sampler::sample(State& s, int64_t round, bool interleaved) {
   const double begin = clock_.now_s();
   Timed& timed = *s.member.timed;
-  if (config_.cache == "cold")
+  if (s.cold)
     timed.flush_caches();
   else if (interleaved && s.rewarm)
     timed.run(1);
@@ -153,11 +159,12 @@ std::vector<Samples> Sampler::run(const std::vector<Member>& members, std::optio
   for (size_t i = 0; i < members.size() && !stopped(); ++i) {
     State& s = states[i];
     s.member = members[i];
+    s.cold = s.member.cold.value_or(config_.cache == "cold");
     s.criterion = criterion_();
     s.criterion->start();
     guarded(s, [&] {
       warm_up(s);
-      if (!interleaved || config_.cache == "cold" || s.run_s >= kRewarmBelow) return;
+      if (!interleaved || s.cold || s.run_s >= kRewarmBelow) return;
       // Twice the least number of samples has to fit into the case's time.
       const double most =
           s.run_s > 0 ? config_.max_time_s / (2.0 * config_.min_samples * s.run_s) : kRunsPerRewarm;

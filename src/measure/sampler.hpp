@@ -23,6 +23,8 @@ class Timed {
   virtual double run(int64_t iterations) = 0;
   /// Evicts what earlier runs left in the caches.
   virtual void flush_caches() = 0;
+  /// Smallest difference that run() can tell; 0: the sampler's clock says.
+  virtual double resolution_s() const { return 0; }
 };
 
 /// The samples of one case. `seconds` are per execution; `round` says when each was taken.
@@ -46,6 +48,7 @@ class Sampler {
   struct Member {
     std::string name;
     Timed* timed = nullptr;
+    std::optional<bool> cold = std::nullopt;  ///< none: as the configuration's `cache` says
   };
   /// Called as soon as a member takes no more samples; `all` holds everything taken so far by every member.
   using Finished = std::function<void(size_t member, const std::vector<Samples>& all)>;

@@ -27,8 +27,9 @@ Params resolve(const Method& method, const std::map<std::string, Value>& given, 
 
 /// FLOPs of the reference: at least the method's own, and at least those of looking at all pairs, because
 /// references mask where methods skip.
-double reference_flops(const Method& method, const Problem& p, const std::map<std::string, Value>& given) {
-  const CaseEstimate e = estimate_problem(method, p, given);
+double reference_flops(const Method& method, const Problem& p, const std::map<std::string, Value>& given,
+                       DeviceKind device) {
+  const CaseEstimate e = estimate_problem(method, p, given, device);
   const double tokens = static_cast<double>(p.tokens());
   const double keys = tokens > 0 ? static_cast<double>(p.kv_length_or_length()) : 0;
   const double width = static_cast<double>(
@@ -82,9 +83,10 @@ std::vector<Problem> halvings(const Problem& p, int64_t least_batch, int64_t lea
   return v;
 }
 
-bool accepts(const Method& method, const Problem& p, const std::map<std::string, Value>& given) {
+bool accepts(const Method& method, const Problem& p, const std::map<std::string, Value>& given,
+             DeviceKind device) {
   try {
-    return estimate_problem(method, p, given).status == CaseStatus::ok;
+    return estimate_problem(method, p, given, device).status == CaseStatus::ok;
   } catch (const std::exception&) {
     return false;
   }
@@ -191,14 +193,14 @@ Verification verify_instance(Context& ctx, const Method& method, const Instance&
 }
 
 std::vector<Problem> reduced_problems(const Method& method, const Problem& problem,
-                                      const std::map<std::string, Value>& given) {
+                                      const std::map<std::string, Value>& given, DeviceKind device) {
   std::vector<Problem> chain{problem};
   // Two batches and two heads are the least that show a wrong stride; one of each is the last resort.
   for (const int64_t least : {2, 1}) {
     for (bool shrunk = true; shrunk;) {
       shrunk = false;
       for (const Problem& q : halvings(chain.back(), least, least)) {
-        if (!accepts(method, q, given)) continue;
+        if (!accepts(method, q, given, device)) continue;
         chain.push_back(q);
         shrunk = true;
         break;
@@ -223,12 +225,12 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
   const double allowed = options.budget_s * kReferenceFlopsPerSecond;
 
   std::vector<Problem> chain{problem};
-  std::vector<double> flops{reference_flops(method, problem, given)};
+  std::vector<double> flops{reference_flops(method, problem, given, ctx.device())};
   if (flops[0] > kStartShare * allowed && problem.inputs.file.empty()) {
     // Given tensors have one shape; everything else can be made smaller.
-    chain = reduced_problems(method, problem, given);
+    chain = reduced_problems(method, problem, given, ctx.device());
     flops.clear();
-    for (const Problem& q : chain) flops.push_back(reference_flops(method, q, given));
+    for (const Problem& q : chain) flops.push_back(reference_flops(method, q, given, ctx.device()));
   }
   size_t at = 0;
   while (at + 1 < chain.size() && flops[at] > kStartShare * allowed) ++at;

@@ -51,7 +51,8 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
 
 /// The shapes from `problem` down to the smallest, each one halving from the one before.
 std::vector<Problem> reduced_problems(const Method& method, const Problem& problem,
-                                      const std::map<std::string, Value>& given);
+                                      const std::map<std::string, Value>& given,
+                                      DeviceKind device = DeviceKind::cpu);
 
 /// One line of `attnbench verify`.
 struct MethodCheck {

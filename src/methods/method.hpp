@@ -36,7 +36,7 @@ struct MethodInfo {
   std::vector<ParamSpec> params;
   std::vector<ProblemKind> kinds;
   std::vector<DType> dtypes = {DType::f32, DType::bf16, DType::f16};
-  std::vector<DeviceKind> backends = {DeviceKind::cpu};
+  std::vector<DeviceKind> backends = {DeviceKind::cpu, DeviceKind::cuda};
   std::vector<PublishedFigure> figures;
   std::vector<std::string> notes;  ///< choices made where the card says "not found"
   Problem example;                 ///< a small problem: `verify` and `describe` use it

@@ -72,7 +72,12 @@ void fields(A& a, Timing& t) {
   a("median_s", t.median_s), a("ci_low_s", t.ci_low_s), a("ci_high_s", t.ci_high_s), a("min_s", t.min_s);
   a("p5_s", t.p5_s), a("p95_s", t.p95_s), a("mad_s", t.mad_s), a("mean_s", t.mean_s);
   a("samples", t.samples), a("iterations_per_sample", t.iterations_per_sample), a("converged", t.converged);
-  a.rare("raw_s", t.raw_s);
+  a.rare("raw_s", t.raw_s), a.rare("submission", t.submission);
+}
+
+template <class A>
+void fields(A& a, Sustained& s) {
+  a("burst_s", s.burst_s), a("sustained_s", s.sustained_s), a("loop_s", s.loop_s), a("state", s.state);
 }
 
 template <class A>
@@ -91,6 +96,7 @@ template <class A>
 void fields(A& a, MemoryBytes& m) {
   a("inputs", m.inputs), a("weights", m.weights), a("outputs", m.outputs);
   a("workspace_peak", m.workspace_peak), a("total_peak", m.total_peak), a("rss_peak", m.rss_peak);
+  a.rare("device_peak", m.device_peak);
 }
 
 template <class A>
@@ -123,6 +129,7 @@ void fields(A& a, CaseResult& c) {
   a("counted", c.counted), a("formula", c.formula), a("formula_matches", c.formula_matches);
   a("published_macs", c.published_macs), a("parameters", c.parameters), a("memory", c.memory);
   a("bound", c.bound), a("ratio", c.ratio), a("analyses", c.analyses), a("warnings", c.warnings);
+  a.rare("sustained", c.sustained);
 }
 
 template <class A>

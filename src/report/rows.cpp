@@ -69,16 +69,21 @@ void ReportTable::drop_empty_columns() {
 
 ReportTable case_table(const RunResult& run) {
   ReportTable t;
-  t.columns = {{"case"},          {"status"},      {"time", true},      {"speed-up", true},
-               {"95% interval"},  {"GFLOP", true}, {"GFLOP/s", true},   {"GB/s", true},
-               {"ceiling", true}, {"bound by"},    {"workspace", true}, {"prepare", true},
-               {"rel. L2", true}};
+  t.columns = {{"case"},           {"status"},        {"time", true},  {"sustained", true},
+               {"speed-up", true}, {"95% interval"},  {"GFLOP", true}, {"GFLOP/s", true},
+               {"GB/s", true},     {"ceiling", true}, {"bound by"},    {"workspace", true},
+               {"prepare", true},  {"rel. L2", true}};
   for (const CaseResult& c : run.cases) {
     // Rates above the machine's ceiling are withheld: they cannot be true.
     const bool rates = c.bound && c.status != CaseStatus::inconsistent;
     const bool timed = c.time.has_value();
     t.rows.push_back({{c.spec.name, c.status == CaseStatus::ok ? "" : std::string(name(c.status)),
-                       timed ? time_text(*c.time) : "", c.ratio ? figure(c.ratio->value) + "x" : "",
+                       timed ? time_text(*c.time) : "",
+                       c.sustained && c.sustained->differs()
+                           ? fmt::format("{} ({:+.0f}%)", seconds_text(c.sustained->sustained_s),
+                                         100 * (c.sustained->sustained_s / c.sustained->burst_s - 1))
+                           : "",
+                       c.ratio ? figure(c.ratio->value) + "x" : "",
                        c.ratio ? interval(c.ratio->ci_low, c.ratio->ci_high) : "",
                        c.counted.flops() > 0 ? figure(static_cast<double>(c.counted.flops()) * 1e-9) : "",
                        rates ? figure(c.bound->gflops) : "", rates ? figure(c.bound->gbytes_per_s) : "",

@@ -218,7 +218,7 @@ class Reader {
       if (e.key == "min_samples") m.min_samples = whole(v, e.key, 1, 1000000, m.min_samples);
       if (e.key == "max_samples") m.max_samples = whole(v, e.key, 1, 10000000, m.max_samples);
       if (e.key == "cache")
-        if (const std::string w = word(v, e.key, {"hot", "cold"}); !w.empty()) m.cache = w;
+        if (const std::string w = word(v, e.key, {"auto", "hot", "cold"}); !w.empty()) m.cache = w;
       if (e.key == "keep_samples") m.keep_samples = boolean(v, e.key, m.keep_samples);
     }
     if (m.min_samples > m.max_samples)

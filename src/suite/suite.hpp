@@ -24,11 +24,15 @@ struct MeasureConfig {
   int min_samples = 10;
   int max_samples = 100000;
   double min_sample_s = 0.001;  ///< shorter runs are repeated inside one sample
-  std::string cache =
-      "hot";        ///< hot | cold: whether caches are flushed between samples (CPU default hot, GPU cold)
-  int threads = 0;  ///< 0: all cores of the process
-  bool keep_samples = false;  ///< raw samples go to the results
+  std::string cache = "auto";  ///< hot | cold: whether caches are flushed between samples; auto: see cache_on
+  int threads = 0;             ///< 0: all cores of the process
+  bool keep_samples = false;   ///< raw samples go to the results
   bool operator==(const MeasureConfig&) const = default;
+  /// "hot" or "cold": what `cache` means on a device. auto is hot on the CPU, where users' data mostly are in
+  /// reach of the caches, and cold on the others, where everything else runs in between.
+  std::string cache_on(const std::string& device) const {
+    return cache != "auto" ? cache : device == "cpu" ? "hot" : "cold";
+  }
 };
 
 /// One case after axes, defaults and --set are applied.

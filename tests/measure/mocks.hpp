@@ -34,6 +34,7 @@ struct Script {
   std::function<void(int64_t call)> on_run;
   std::function<AnalysisResult(const std::string&)> on_analyze;
   double open_bytes = 0;
+  std::optional<Sustained> sustained;
 };
 
 /// Shared by all executors of a test: the clock they move and the log of what they were asked to do.
@@ -112,6 +113,10 @@ class MockExecutor final : public Executor {
     r.analysis = analysis;
     r.scalars["value"] = 1;
     return r;
+  }
+  std::optional<Sustained> sustain(double, const std::function<bool()>&) override {
+    world_.log.push_back("sustain " + name_);
+    return script_.sustained;
   }
   void close() override {
     if (open_) world_.log.push_back("close " + name_);

@@ -58,6 +58,10 @@ TEST_CASE("a run read back writes the same text, and its members are the ones wr
   CHECK(b.verification->relative_l2 == a.verification->relative_l2);
   CHECK(*b.prepare_s == *a.prepare_s);
   CHECK(b.memory->rss_peak == 6);
+  CHECK(b.memory->device_peak == 7);
+  CHECK(b.time->submission == "graph");
+  CHECK(b.sustained == a.sustained);
+  CHECK_FALSE(back.cases[2].sustained.has_value());
   CHECK(b.bound->bound_by == "compute");
   CHECK(b.ratio->pairs == 40);
   CHECK(b.analyses[0].series == a.analyses[0].series);

@@ -43,8 +43,9 @@ inline CaseResult sample_case_result(const std::string& name) {
   r.verification = Verification{"own shape", true, 2e-2, {{"out", 1.0 / 3.0}}, ""};
   // The last digits must survive: 0.1 + 0.2, the smallest subnormal, the largest double, a negative zero.
   Timing t{0.1 + 0.2, 0.1,  0.7, 5e-324, 1.7976931348623157e308, -0.0, 1e-9,
-           2.5,       1234, 8,   true,   {0.25, 1e-17}};
+           2.5,       1234, 8,   true,   {0.25, 1e-17}, "graph"};
   r.time = t;
+  r.sustained = Sustained{0.5, 0.625, 1.25, {{"sm_clock_last_mhz", 1755}, {"throttle", "power cap"}}};
   r.prepare_s = 0.125;
   r.stages = {{"select", 0.01, {1, 2, 3, 4, 5}}, {"attend", 0.02, {6, 7, 8, 9, 10}}};
   r.counted = {INT64_MAX - 100, 1, 2, 3, 4};
@@ -52,7 +53,7 @@ inline CaseResult sample_case_result(const std::string& name) {
   r.formula_matches = true;
   r.published_macs = 298303488;
   r.parameters = 77;
-  r.memory = MemoryBytes{1, 2, 3, 4, 5, 6};
+  r.memory = MemoryBytes{1, 2, 3, 4, 5, 6, 7};
   r.bound = Bound{150.5, 20.25, 7.5, "compute", 64.5};
   r.ratio = Ratio{"sra", 1.449, 1.4, 1.5, 40};
   r.analyses = {{"entropy", {{"mean_nats", 2.5}}, {{"per_head", {1.0, 2.0}}}, {{"source", "row_stats"}}}};

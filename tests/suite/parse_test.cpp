@@ -182,7 +182,7 @@ TEST_CASE("wrong types and ranges are refused where they stand") {
   CHECK_THAT(defaults("devices: [gpu]"), ContainsSubstring("one of cpu, cuda is wanted"));
   CHECK_THAT(defaults("devices: []"), ContainsSubstring("the list is empty"));
   CHECK_THAT(defaults("devices: [cpu, cpu]"), ContainsSubstring("'cpu' stands twice"));
-  CHECK_THAT(defaults("cache: warm"), ContainsSubstring("one of hot, cold is wanted"));
+  CHECK_THAT(defaults("cache: warm"), ContainsSubstring("one of auto, hot, cold is wanted"));
   CHECK_THAT(defaults("keep_samples: 1"), ContainsSubstring("true or false is wanted, not the number 1"));
   CHECK_THAT(defaults("min_samples: 100, max_samples: 10"),
              ContainsSubstring("min_samples 100 is more than"));

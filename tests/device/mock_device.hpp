@@ -1,0 +1,230 @@
+// A device without hardware: its memory is host memory that traps whoever touches it outside an operator or a
+// copy, its clock is told what work takes, and it records graphs. So "never looks at the device's memory" and
+// the measuring of devices are tested where there is no GPU.
+#pragma once
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/attention/attention.hpp"
+#include "kernels/conv/conv.hpp"
+#include "kernels/core/backend.hpp"
+#include "kernels/elementwise/cast.hpp"
+#include "kernels/elementwise/pointwise.hpp"
+#include "kernels/elementwise/reduce.hpp"
+#include "kernels/fft/fft.hpp"
+#include "kernels/gemm/gemm.hpp"
+#include "kernels/layout/layout.hpp"
+#include "kernels/linear_attention/linear_attention.hpp"
+#include "kernels/norm/norm.hpp"
+#include "kernels/pool/pool.hpp"
+#include "kernels/resample/resample.hpp"
+#include "kernels/softmax/softmax.hpp"
+#include "kernels/spectral_loss/spectral_loss.hpp"
+
+namespace attnbench::mock {
+
+class MockDevice final : public Backend {
+ public:
+  // ---- what a test sets and sees ----
+  int64_t total_bytes = int64_t{4} << 30;
+  double now_s = 0;
+  /// Seconds that one operator takes, by the device's clock when it begins.
+  std::function<double(double now_s)> operator_s = [](double) { return 1e-3; };
+  DeviceState state;
+  int flushes = 0, operators = 0, replays = 0;
+
+  DeviceKind device() const override { return DeviceKind::cuda; }
+  std::string description() const override { return "mock device"; }
+
+  void* allocate_bytes(size_t bytes) override {
+    const int64_t size = static_cast<int64_t>(rounded(bytes));
+    if (used_ + size > total_bytes)
+      throw OutOfMemory("the mock device has no " + std::to_string(bytes) + " bytes left");
+    void* p = mmap(nullptr, rounded(bytes), depth_ > 0 ? PROT_READ | PROT_WRITE : PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) throw OutOfMemory("mmap gives nothing");
+    used_ += size;
+    blocks_[p] = rounded(bytes);
+    return p;
+  }
+  // Allocating is allowed within a recording here and not on a real device: the recorded arguments keep their
+  // tensors, so the arena lacks blocks that it would have there.
+  void free_bytes(void* p, size_t) noexcept override {
+    const auto it = blocks_.find(p);
+    if (it == blocks_.end()) std::abort();  // not ours, or freed twice
+    used_ -= static_cast<int64_t>(it->second);
+    munmap(p, it->second);
+    blocks_.erase(it);
+  }
+  void copy_bytes(void* dst, DeviceKind to, const void* src, DeviceKind from, size_t bytes) override {
+    // Saying "host" for device memory, or the reverse, is what a real device crashes on.
+    if (owns(dst) != (to == DeviceKind::cuda) || owns(src) != (from == DeviceKind::cuda))
+      throw UsageError("copy_bytes: an address does not belong to the device that was named");
+    if (recording_ && (to == DeviceKind::cpu || from == DeviceKind::cpu))
+      spoil("a copy between host and device waits within a recording");
+    if (bytes == 0) return;
+    Work move = [=, this] {
+      protect_range(dst, bytes, PROT_READ | PROT_WRITE), protect_range(src, bytes, PROT_READ | PROT_WRITE);
+      std::memcpy(dst, src, bytes);
+      if (depth_ == 0) protect_range(dst, bytes, PROT_NONE), protect_range(src, bytes, PROT_NONE);
+    };
+    if (recording_)
+      recorded_.emplace_back(std::move(move), false);
+    else
+      move();  // only the pages that it touches are opened: tensors arrive in many pieces
+  }
+  void synchronize() override {
+    if (recording_) spoil("the host waits within a recording");
+  }
+
+  std::unique_ptr<DeviceTimer> make_timer() override { return std::make_unique<Timer>(*this); }
+  void flush_cache() override { ++flushes; }
+  DeviceMemory memory_info() override { return {total_bytes - used_, total_bytes}; }
+  DeviceFacts facts() override {
+    return {"Mock 9000", "13.0", "12.8", "0000:01:00.0", "sm_90", 10, int64_t{1} << 20, total_bytes};
+  }
+  DeviceState read_state() override { return state; }
+  double measure_peak(DevicePeak what, DType dtype, int64_t bytes) override {
+    if (what == DevicePeak::multiply_add && dtype != DType::f32) throw Unsupported("f32 only");
+    const bool cached = 2 * bytes <= facts().cache_bytes;
+    return what == DevicePeak::multiply_add ? 1e12 : what == DevicePeak::read ? 2.2e12 : cached ? 8e12 : 2e12;
+  }
+
+  std::unique_ptr<DeviceGraph> capture(const std::function<void()>& work) override {
+    recording_ = true;
+    spoiled_.clear();
+    recorded_.clear();
+    std::exception_ptr failure;
+    try {
+      work();
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    recording_ = false;
+    if (!spoiled_.empty()) throw Unsupported("a run cannot be recorded as a graph: " + spoiled_);
+    if (failure) std::rethrow_exception(failure);
+    return std::make_unique<Graph>(*this, std::exchange(recorded_, {}));
+  }
+
+#define X(op, Args)                                                                    \
+  void op(Context& ctx, const Args& args) override {                                   \
+    if (depth_ > 0) return cpu_backend().op(ctx, args); /* part of another operator */ \
+    submit(                                                                            \
+        [&ctx, own = Args(args), kept = keep(args)]() mutable {                        \
+          point_at(own, kept);                                                         \
+          if (!too_long(own)) cpu_backend().op(ctx, own);                              \
+        },                                                                             \
+        true);                                                                         \
+  }
+  ATTNBENCH_OPERATORS(X)
+#undef X
+
+ private:
+  using Work = std::function<void()>;
+
+  class Timer final : public DeviceTimer {
+   public:
+    explicit Timer(MockDevice& d) : device_(d) {}
+    void start() override { begin_ = device_.now_s; }
+    void stop() override { end_ = device_.now_s; }
+    double seconds() override { return end_ - begin_; }
+    double resolution_s() const override { return 1e-7; }
+
+   private:
+    MockDevice& device_;
+    double begin_ = 0, end_ = 0;
+  };
+
+  class Graph final : public DeviceGraph {
+   public:
+    Graph(MockDevice& d, std::vector<std::pair<Work, bool>> work) : device_(d), work_(std::move(work)) {}
+    void replay(int64_t times) override {
+      for (int64_t i = 0; i < times; ++i) {
+        ++device_.replays;
+        for (auto& [work, timed] : work_) device_.execute(work, timed);
+      }
+    }
+
+   private:
+    MockDevice& device_;
+    std::vector<std::pair<Work, bool>> work_;
+  };
+
+  // Arguments outlive the call in a recording, and so must the mask that they point to.
+  // Products of the size that ceilings are measured with are timed, not computed.
+  template <class Args>
+  static bool too_long(const Args&) {
+    return false;
+  }
+  static bool too_long(const GemmArgs& g) { return g.c.numel() >= int64_t{1} << 24; }
+
+  template <class Args>
+  static int keep(const Args&) {
+    return 0;
+  }
+  static std::shared_ptr<BlockMask> keep(const AttentionArgs& a) {
+    return a.mask ? std::make_shared<BlockMask>(*a.mask) : nullptr;
+  }
+  template <class Args>
+  static void point_at(Args&, int) {}
+  static void point_at(AttentionArgs& a, const std::shared_ptr<BlockMask>& mask) { a.mask = mask.get(); }
+
+  [[noreturn]] void spoil(const std::string& why) {
+    spoiled_ = why;
+    throw Error(why);
+  }
+  void submit(Work work, bool timed) {
+    if (recording_)
+      recorded_.emplace_back(std::move(work), timed);
+    else
+      execute(work, timed);
+  }
+  void execute(Work& work, bool timed) {
+    struct Open {
+      MockDevice& d;
+      explicit Open(MockDevice& device) : d(device) { d.protect(PROT_READ | PROT_WRITE), ++d.depth_; }
+      ~Open() { --d.depth_, d.protect(PROT_NONE); }
+    } open(*this);
+    work();
+    if (!timed) return;
+    ++operators;
+    now_s += operator_s(now_s);
+  }
+  void protect_range(const void* p, size_t bytes, int how) {
+    if (!owns(p)) return;
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / page * page;
+    mprotect(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + bytes - begin, how);
+  }
+  void protect(int how) {
+    for (const auto& [p, bytes] : blocks_) mprotect(p, bytes, how);
+  }
+  bool owns(const void* p) const {
+    auto it = blocks_.upper_bound(const_cast<void*>(p));
+    if (it == blocks_.begin()) return false;
+    --it;
+    return static_cast<const char*>(p) < static_cast<const char*>(it->first) + it->second;
+  }
+  static size_t rounded(size_t bytes) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    return (bytes + page - 1) / page * page;
+  }
+
+  std::map<void*, size_t> blocks_;
+  int64_t used_ = 0;
+  int depth_ = 0;
+  bool recording_ = false;
+  std::string spoiled_;
+  std::vector<std::pair<Work, bool>> recorded_;
+};
+
+}  // namespace attnbench::mock
