@@ -196,7 +196,10 @@ class Run {
             ceilings_.emplace(device, Ceilings(probe_of(device), roofline_file(device))).first->second;
         if (options_.roofline == RunOptions::RooflinePolicy::remeasure)
           c.measure_all({types.begin(), types.end()}, threads_);
-        for (const DType t : types) c.fma_gflops(t, threads_);
+        for (const DType t : types) {
+          c.fma_gflops(t, threads_);
+          c.gemm_gflops(t, threads_);  // for claims about it; there may be none
+        }
         for (const std::string& level : c.probe().levels())
           if (level.empty() || level == "read" || c.probe().level_capacity(level, threads_) > 0)
             c.gbytes_per_s(threads_, level);

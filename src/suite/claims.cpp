@@ -177,7 +177,25 @@ class Evaluator {
       if (!measured(r).bound) throw NotEvaluated{"case '" + r.spec.name + "' has no rate"};
       return Figure::exactly(f == "gflops" ? r.bound->gflops : r.bound->percent_of_ceiling);
     }
+    if (f == "percent_of_gemm") {
+      if (!measured(r).bound) throw NotEvaluated{"case '" + r.spec.name + "' has no rate"};
+      return Figure::exactly(100 * r.bound->gflops / product_rate(r));
+    }
     return scalar(r, e.arguments.at(0)->literal);
+  }
+
+  /// What the gemm operator's large product reached in the case's dtype on its device.
+  double product_rate(const CaseResult& r) const {
+    const std::string type = r.spec.device + "/" + std::string(name(r.spec.problem.dtype));
+    // Ceilings of the CPU are kept by thread count; devices have none.
+    const auto threads = run_.environment.values.find("threads");
+    std::vector<std::string> keys{type + "/gemm"};
+    if (threads != run_.environment.values.end())
+      keys.insert(keys.begin(), type + "/" + threads->second.str() + "/gemm");
+    for (const std::string& key : keys)
+      if (const auto it = run_.roofline.gflops.find(key); it != run_.roofline.gflops.end() && it->second > 0)
+        return it->second;
+    throw NotEvaluated{"this run has no product rate of " + type + " (ceiling " + keys.front() + ")"};
   }
 
   static Figure scalar(const CaseResult& r, const Value& what) {
@@ -240,11 +258,11 @@ ClaimResult::Verdict verdict(const Claim& c, double measured) {
 }  // namespace
 
 const CaseFunctions& claim_functions() {
-  static const CaseFunctions f{{"time", 0},   {"throughput", 0},    {"macs", 0},
-                               {"flops", 0},  {"counted_flops", 0}, {"matmul_flops", 0},
-                               {"params", 0}, {"memory", 0},        {"workspace", 0},
-                               {"error", 0},  {"gflops", 0},        {"percent_of_ceiling", 0},
-                               {"scalar", 1}};
+  static const CaseFunctions f{{"time", 0},   {"throughput", 0},      {"macs", 0},
+                               {"flops", 0},  {"counted_flops", 0},   {"matmul_flops", 0},
+                               {"params", 0}, {"memory", 0},          {"workspace", 0},
+                               {"error", 0},  {"gflops", 0},          {"percent_of_ceiling", 0},
+                               {"scalar", 1}, {"percent_of_gemm", 0}};
   return f;
 }
 

@@ -24,6 +24,7 @@ namespace attnbench {
 ///   only params             learned parameters            memory, workspace   peak bytes: all, workspace
 ///   error              largest relative L2 of the verification
 ///   gflops, percent_of_ceiling                       achieved rate and its share of what binds it
+///   percent_of_gemm    achieved rate as a share of the gemm operator's large product in the case's dtype
 ///   scalar             scalar(case, "entropy.mean"): a figure of an analysis
 const CaseFunctions& claim_functions();
 

@@ -372,6 +372,7 @@ TEST_CASE("rates above the machine's ceiling are inconsistent and withheld") {
   CHECK_THAT(above.reason, ContainsSubstring("110 GFLOP/s") && ContainsSubstring("110% of"));
   CHECK(probe.fma_calls == 2);  // once at the start, once more before accusing
   CHECK(r.roofline.gflops.at("cpu/f32/1") == 100);
+  CHECK(r.roofline.gflops.at("cpu/f32/1/gemm") == 90);
 }
 
 TEST_CASE("a ceiling that was read too low is measured again instead of accusing") {

@@ -50,6 +50,8 @@ RunResult run() {
   gone.reason = "no causal mode";
   gone.time.reset();
   r.cases = {hilo, sra, window, bad, gone};
+  r.environment.values["threads"] = 2;
+  r.roofline.gflops = {{"cpu/f32/1/gemm", 110}, {"cpu/f32/2/gemm", 200}, {"cpu/f32/2", 214}};
   return r;
 }
 
@@ -99,10 +101,28 @@ TEST_CASE("every figure of a case") {
   CHECK(value("error(hilo)") == 5e-7);
   CHECK(value("gflops(hilo)") == 150);
   CHECK(value("percent_of_ceiling(hilo)") == 70);
+  CHECK(value("percent_of_gemm(hilo)") == Approx(100 * 150.0 / 200));
   CHECK(value("scalar(hilo, \"entropy.mean\")") == 2.5);
   CHECK(value("macs(bad)") == 77);  // a closed form needs no measurement
   CHECK(value("-log(2) * 2 + 3 - abs(-1) / 4") == Approx(3 - 2 * std::log(2) - 0.25));
   CHECK(value("min(time(hilo), 5, 2) + max(1, 2)") == Approx(2.1));
+}
+
+TEST_CASE("the share of the product's rate is that of the case's device, dtype and threads") {
+  RunResult r = run();
+  const auto evaluated = [&] { return evaluate_claim(claim("percent_of_gemm(hilo)", "1", 0.1), r); };
+  r.environment.values["threads"] = 1;
+  CHECK(evaluated().measured == Approx(100 * 150.0 / 110));
+  r.cases[0].spec.problem.dtype = DType::bf16;
+  CHECK(evaluated().reason == "this run has no product rate of cpu/bf16 (ceiling cpu/bf16/1/gemm)");
+  r.roofline.gflops["cpu/bf16/1/gemm"] = 300;
+  CHECK(evaluated().measured == Approx(50));
+  // Devices have no thread count in their keys.
+  r.cases[0].spec.device = "cuda";
+  r.roofline.gflops["cuda/bf16/gemm"] = 600000;
+  CHECK(evaluated().measured == Approx(0.025));
+  r.cases[0].bound.reset();
+  CHECK(evaluated().reason == "case 'hilo' has no rate");
 }
 
 TEST_CASE("exact claims are about the published digits") {
