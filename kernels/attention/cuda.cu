@@ -3,11 +3,11 @@
 //
 // Lists, lengths, orders and page tables stay on the device, where checking them would cost a round trip:
 // entries that name no block, key, token or page are skipped, never followed.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <string>
 
-#include "kernels/attention/cuda_params.cuh"
+#include "kernels/attention/sm80.cuh"
 
 namespace attnbench {
 namespace cuda_attention {
@@ -108,6 +108,140 @@ Params make_params(const AttentionArgs& a) {
   return p;
 }
 
+namespace {
+
+/// Which kernel runs a call, and why not the faster one.
+struct Choice {
+  bool tensor = false;
+  const char* why = "";
+  TensorPlan plan;
+  size_t shared_bytes = 0;
+  int tile_keys = 64;
+};
+
+template <class T, int Dim>
+void size_tiles(Choice& c) {
+  c.tile_keys = Tile<T, Dim, 1>::kKeys;
+  c.shared_bytes = c.plan.rows == 64 ? shared_bytes<T, Dim, 1>() : shared_bytes<T, Dim, 2>();
+}
+template <class T>
+void size_tiles(Choice& c, int64_t dim) {
+  dim <= 32    ? size_tiles<T, 32>(c)
+  : dim <= 64  ? size_tiles<T, 64>(c)
+  : dim <= 128 ? size_tiles<T, 128>(c)
+               : size_tiles<T, 256>(c);
+}
+
+/// Rows that 16-byte copies can take: the base and every step but the last axis's are multiples of 16 bytes.
+bool aligned(const Tensor& t) {
+  const int64_t size = static_cast<int64_t>(size_of(t.dtype()));
+  bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+  for (int a = 0; a < 3; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) * size % 16 == 0);
+  return ok;
+}
+
+// Part of the L2 cache that one section's keys and values may take: H100 and H200 have 50 MB, of which a side
+// of the chip sees half without crossing over.
+constexpr int64_t kSectionBytes = int64_t{32} << 20;
+// Keys are split when tiles fill less of the chip than this; a part has at least so many tiles of keys.
+constexpr double kFilled = 0.8;
+constexpr int64_t kPartTiles = 4, kMostParts = 256;
+
+/// ATTNBENCH_CUDA_ATTENTION=reference or =tensor in the environment takes the choice away, for tests.
+Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
+  Choice c;
+  TensorPlan& x = c.plan;
+  const char* forced = std::getenv("ATTNBENCH_CUDA_ATTENTION");
+  if (forced && std::strcmp(forced, "reference") == 0) return c.why = "the reference was asked for", c;
+
+  const DType dtype = a.q.dtype();
+  const int64_t dim = std::max(p.d, p.e), sms = backend.sm_count();
+  if (dim > 256) return c.why = "rows longer than 256 elements leave no room for tiles", c;
+
+  // Scores that need more than a factor, and the sum of p log p, go through their own instances.
+  x.terms = p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data || !(p.scale > 0);
+  x.to_log2 = static_cast<float>(x.terms ? 1.4426950408889634 : p.scale * 1.4426950408889634);
+  const DeviceRule& rule = p.rule;
+  x.limits = rule.causal || rule.band || rule.rank > 0 || p.row_begin.data;
+  // Ranges of tokens are ranges of slots only without an order of the keys.
+  const bool ranges = rule.causal || rule.band || p.row_begin.data || p.key_length;
+  x.general_rule =
+      rule.rank > 0 || rule.segment_q || rule.bitmap || p.key_valid || p.has_gather || (p.k_order && ranges);
+  x.general_full = p.key_valid || (p.k_order && (p.row_begin.data || p.key_length));
+  x.columns = x.general_rule || x.general_full || p.k_order;
+  x.q_aligned = aligned(a.q), x.k_aligned = aligned(a.k), x.v_aligned = aligned(a.v),
+  x.o_aligned = aligned(a.o);
+
+  // Few queries of many heads: the group's heads become rows of one tile, and read their keys once.
+  const bool lists = p.has_lists || p.has_gather;
+  bool shared_lists = true;
+  for (const DeviceList* l : {&p.full, &p.partial, &p.gather})
+    if (l->count.data) shared_lists = shared_lists && l->count.per_group % p.group == 0 && p.blocks_q == 1;
+  x.packed = p.group > 1 && p.n <= 32 && (!lists || shared_lists);
+  const int64_t unit_rows = x.packed ? p.group * p.n : p.n;
+  const int64_t units = p.batch * (x.packed ? p.kv_heads : p.heads);
+  // 128 rows halve the traffic of keys through shared memory, where there are enough of them: registers hold
+  // them up to 128 dims of 16 bits, query blocks must hold whole tiles, and all multiprocessors need work.
+  const auto tiles_of = [&](int rows, int& block_tiles) {
+    block_tiles = 0;
+    if (!lists || x.packed) return (unit_rows + rows - 1) / rows;
+    block_tiles = static_cast<int>((std::min<int64_t>(p.block_q, p.n) + rows - 1) / rows);
+    return p.blocks_q * block_tiles;
+  };
+  int block_tiles = 0;
+  const int64_t long_tiles = tiles_of(128, block_tiles);
+  const bool whole = !lists || x.packed || p.blocks_q == 1 || p.block_q % 128 == 0;
+  x.rows =
+      !x.terms && dtype != DType::f32 && dim <= 128 && whole && unit_rows > 64 && units * long_tiles >= sms
+          ? 128
+          : 64;
+  const int64_t tiles = tiles_of(x.rows, x.block_tiles);
+
+  if (dtype == DType::bf16)
+    size_tiles<__nv_bfloat16>(c, dim);
+  else if (dtype == DType::f16)
+    size_tiles<__half>(c, dim);
+  else
+    size_tiles<float>(c, dim);
+  if (c.shared_bytes > backend.properties().sharedMemPerBlockOptin)
+    return c.why = "a block of this card has too little shared memory for the tiles", c;
+
+  const int64_t pieces = (p.block_k + c.tile_keys - 1) / c.tile_keys;
+  const int64_t key_tiles = p.has_lists ? p.blocks_k * pieces : (p.m + c.tile_keys - 1) / c.tile_keys;
+  int64_t parts = 1;
+  if (a.split_keys > 0)
+    parts = std::min(a.split_keys, key_tiles);
+  else if (static_cast<double>(units * tiles) < kFilled * static_cast<double>(sms))
+    parts = std::min({2 * sms / std::max<int64_t>(1, units * tiles), key_tiles / kPartTiles, kMostParts});
+  parts = std::max<int64_t>(1, parts);
+  // Lists over more than 2^31 tiles of keys, and grids beyond the hardware's limit.
+  if (units * tiles * parts > INT32_MAX || key_tiles > INT32_MAX / 2)
+    return c.why = "more blocks than a grid holds", c;
+  x.units = static_cast<int>(units), x.tiles = static_cast<int>(tiles), x.parts = static_cast<int>(parts);
+  const int64_t key_bytes = std::max<int64_t>(1, p.m * (p.d + p.e) * static_cast<int64_t>(size_of(dtype)));
+  const int64_t section = std::max<int64_t>(1, kSectionBytes / key_bytes) * (x.packed ? 1 : p.group);
+  x.section = static_cast<int>(std::min(section, std::max<int64_t>(1, units)));
+  c.tensor = true;
+  return c;
+}
+
+void launch(Context& ctx, const Params& p, TensorPlan plan, DType dtype) {
+  Tensor parts;
+  if (plan.parts > 1) {
+    const int64_t rows = static_cast<int64_t>(plan.units) * plan.tiles * plan.parts * plan.rows;
+    parts = ctx.allocate(DType::f32, {rows, p.e + 4});
+    plan.part_state = parts.data<float>();
+    plan.part_o = plan.part_state + rows * 4;
+  }
+  if (dtype == DType::bf16)
+    launch_tensor_bf16(ctx, p, plan);
+  else if (dtype == DType::f16)
+    launch_tensor_f16(ctx, p, plan);
+  else
+    launch_tensor_f32(ctx, p, plan);
+}
+
+}  // namespace
 }  // namespace cuda_attention
 
 void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
@@ -119,7 +253,13 @@ void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
     sums = ctx.allocate(DType::f32, {p.batch, p.heads, p.n});
     p.row_sums = {sums.data<float>(), p.heads * p.n, p.n, 1};
   }
-  launch_reference(ctx, p, args.q.dtype());
+  if (p.batch * p.n > 0) {
+    const Choice choice = choose_kernel(*this, args, p);
+    if (choice.tensor)
+      launch(ctx, p, choice.plan, args.q.dtype());
+    else
+      launch_reference(ctx, p, args.q.dtype());
+  }
   if (masses) launch_masses(ctx, p, args.q.dtype());
 }
 

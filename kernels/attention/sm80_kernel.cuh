@@ -1,0 +1,874 @@
+// Softmax attention on the tensor cores of sm_80 and later: mma.sync, cp.async, ldmatrix. One kernel template
+// for bf16, f16 and f32 (3xTF32), all masks and all score terms; no wgmma, no TMA.
+//
+// A block of four warps owns a tile of 64 or 128 query rows; a warp owns 16 or 32 of them and all their keys,
+// so the softmax needs no other warp. Keys arrive in tiles of 64 (or 32: 16 KiB of K at most) in two buffers
+// each of K and V; the loads of the next tile run under the products of this one, with one barrier a tile. P
+// stays in registers.
+//
+// What a tile costs in masks: nothing when every row sees all of it; two compares a score when rows see
+// ranges (causal, bands, row ranges, padding); otherwise 16 bits a row and thread are made from what the rows
+// and the columns keep in shared memory (segments, neighbourhood places, token orders, bitmaps). Where a row
+// must not see a value that is not finite, 0 * NaN would break the row: such tiles are found by looking and
+// multiplied pair by pair.
+//
+// Shared memory: Q, then K twice, V twice, in rows of 16-byte chunks, chunk c of row r at c ^ (r mod 8), so
+// that eight rows of one chunk (what ldmatrix reads) and eight chunks of one row (what copies write) lie in
+// different banks.
+#pragma once
+#include <algorithm>
+
+#include "kernels/attention/mma.cuh"
+#include "kernels/attention/sm80.cuh"
+
+namespace attnbench::cuda_attention {
+namespace {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kLn2 = 0.6931471805599453f, kLog2e = 1.4426950408889634f;
+
+/// Byte offset of a chunk in a tile of rows.
+template <int Chunks>
+__device__ __forceinline__ uint32_t place_of(int row, int chunk) {
+  // Rows of 64 bytes: two of them fill the banks, so pairs of rows take turns.
+  const int turn = Chunks >= 8 ? row & 7 : (row >> 1) & 3;
+  return static_cast<uint32_t>((row * Chunks + (chunk ^ turn)) * 16);
+}
+/// f32 values are read word by word, rows 2 t and 2 t + 1 by thread t of a quad: turns that keep those four
+/// rows and two neighbouring chunks apart.
+template <int Chunks>
+__device__ __forceinline__ uint32_t value_place_of(int row, int chunk) {
+  return static_cast<uint32_t>((row * Chunks + (chunk ^ (((row >> 1) & 3) << 1))) * 16);
+}
+
+/// A tile of keys: slots (or entries of a gather list) [slot, min(slot + kKeys, end)).
+struct KeyTile {
+  int slot = 0, end = 0;
+  bool rule = true;
+};
+
+/// One block's work, fixed after the prologue.
+struct Work {
+  int64_t b = 0;
+  int unit_head = 0, kv_head = 0;  // first head of the unit
+  int keys = 0;                    // valid ones
+  int full_begin = 0, full_count = 0, partial_begin = 0, partial_count = 0;
+  int first_tile = 0, sink_tiles = 0;
+  int tiles = 0;
+};
+
+template <int Keys>
+__device__ __forceinline__ KeyTile tile_at(const Params& p, const Work& w, int t) {
+  if (p.has_gather) return {w.full_begin + t * Keys, w.full_begin + w.full_count, true};
+  if (!p.has_lists) {
+    const int at = t < w.sink_tiles ? t : w.first_tile + t - w.sink_tiles;
+    return {at * Keys, static_cast<int>(p.m), true};
+  }
+  const int pieces = (p.block_k + Keys - 1) / Keys;
+  const int entry = t / pieces, piece = t - entry * pieces;
+  const bool full = entry < w.full_count;
+  const DeviceList& list = full ? p.full : p.partial;
+  const int64_t at = full ? w.full_begin + entry : w.partial_begin + entry - w.full_count;
+  const int64_t block = list.index[at * list.step];
+  if (block < 0 || block >= p.blocks_k) return {0, 0, !full};
+  const int64_t begin = block * p.block_k;
+  return {static_cast<int>(begin) + piece * Keys, static_cast<int>(min(p.m, begin + p.block_k)), !full};
+}
+
+/// 16 bytes of a row into shared memory: `count` valid elements, zeros behind them.
+template <class T>
+__device__ __forceinline__ void load_chunk(uint32_t to, const T* from, int count, bool aligned) {
+  constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));
+  count = count < 0 ? 0 : count < kPerChunk ? count : kPerChunk;
+  if (aligned) {
+    copy_async(to, from, count * static_cast<int>(sizeof(T)));
+    return;
+  }
+  alignas(16) T x[kPerChunk];
+#pragma unroll
+  for (int i = 0; i < kPerChunk; ++i) x[i] = i < count ? from[i] : from_float<T>(0.0f);
+  store_shared(to, *reinterpret_cast<const uint4*>(x));
+}
+
+template <class T, int Dim, int MTiles>
+__device__ __forceinline__ void load_keys(const Params& p, const TensorPlan& plan, const Work& w,
+                                          const KeyTile& t, uint32_t k_to, uint32_t v_to,
+                                          ColumnInfo<Tile<T, Dim, MTiles>::kKeys>& info) {
+  using C = Tile<T, Dim, MTiles>;
+  const int thread = threadIdx.x;
+  const bool indirect = p.table || p.k_order || p.has_gather;
+  const T* k = static_cast<const T*>(p.k.data);
+  const T* v = static_cast<const T*>(p.v.data);
+  if (!indirect) {
+    k += w.b * p.k.b + w.kv_head * p.k.h;
+    v += w.b * p.v.b + w.kv_head * p.v.h;
+  }
+  const int limit = min(t.end, indirect ? t.end : w.keys);
+#pragma unroll
+  for (int i = 0; i < C::kKeys * C::kChunks / kThreads; ++i) {
+    const int at = thread + i * kThreads, row = at / C::kChunks, chunk = at % C::kChunks;
+    bool there = t.slot + row < limit;
+    int64_t k_row = 0, v_row = 0;
+    if (!indirect) {
+      if (there) k_row = (t.slot + row) * p.k.n, v_row = (t.slot + row) * p.v.n;
+    } else if (there) {
+      int64_t slot = t.slot + row;
+      if (p.has_gather) slot = p.gather.index[slot * p.gather.step];
+      const int token = slot >= 0 && slot < p.m ? key_token(p, slot) : -1;
+      there = token >= 0 && token < w.keys;
+      if (there) {
+        k_row = key_row(p, p.k, w.b, w.kv_head, token), v_row = key_row(p, p.v, w.b, w.kv_head, token);
+        there = k_row >= 0;
+        if (!there) k_row = v_row = 0;
+      }
+    }
+    const int skip = chunk * C::kPerChunk;
+    const int k_count = there ? static_cast<int>(p.d) - skip : 0,
+              v_count = there ? static_cast<int>(p.e) - skip : 0;
+    load_chunk<T>(k_to + place_of<C::kChunks>(row, chunk), k + k_row + (k_count > 0 ? skip : 0), k_count,
+                  plan.k_aligned);
+    const uint32_t v_place =
+        sizeof(T) == 2 ? place_of<C::kChunks>(row, chunk) : value_place_of<C::kChunks>(row, chunk);
+    load_chunk<T>(v_to + v_place, v + v_row + (v_count > 0 ? skip : 0), v_count, plan.v_aligned);
+  }
+  if (plan.columns && thread < C::kKeys) {
+    int64_t slot = t.slot + thread;
+    int token = -1;
+    if (slot < t.end) {
+      if (p.has_gather) slot = p.gather.index[slot * p.gather.step];
+      if (slot >= 0 && slot < p.m) token = key_token(p, slot);
+      if (token >= w.keys) token = -1;
+      if (token >= 0 && p.key_valid && !p.key_valid[w.b * p.key_valid_b + token * p.key_valid_m]) token = -1;
+    }
+    info.token[thread] = token;
+    info.slot[thread] = static_cast<int>(slot);
+    if (token >= 0) {
+      if (p.rule.segment_k) info.segment[thread] = static_cast<int>(segment_of_key(p, w.b, token));
+      int rest = token;
+      for (int a = p.rule.rank - 1; a >= 0; --a) {
+        info.place[a][thread] = axis_place(p.rule, a, rest % p.rule.grid[a]);
+        rest /= p.rule.grid[a];
+      }
+    }
+  }
+}
+
+/// What row r of the tile may see.
+template <int Rows>
+__device__ void describe_row(const Params& p, const Work& w, RowInfo<Rows>& info, int r, int head, int slot) {
+  info.head_slot[r] = slot;
+  const int i = slot < 0 ? -1 : query_token(p, slot);
+  info.token[r] = i;
+  int64_t low = 0, high = w.keys, row_low = 0, row_high = w.keys, sink = 0;
+  if (i >= 0) {
+    if (p.row_begin.data) {
+      row_low = max(row_low, static_cast<int64_t>(p.row_begin.at(w.b, head, i)));
+      row_high = min(row_high, static_cast<int64_t>(p.row_end.at(w.b, head, i)));
+    }
+    const DeviceRule& rule = p.rule;
+    const int64_t centre = i + rule_offset(p, w.b);
+    if (rule.causal) high = min(high, centre + 1);
+    if (rule.band && rule.left >= 0) low = max(low, centre - rule.left);
+    if (rule.band && rule.right >= 0) high = min(high, centre + rule.right + 1);
+    if (rule.band && rule.sinks > 0) {
+      sink = min(rule.sinks, row_high);
+      if (rule.causal) sink = max(int64_t{0}, min(sink, centre + 1));
+    }
+    if (rule.rank > 0) {
+      int rest = i, inner = 1;
+      for (int a = rule.rank - 1; a >= 0; --a) {
+        const int x = rest % rule.grid[a];
+        const AxisRun run = axis_run(rule, a, x);
+        info.place[a][r] = run.low, info.length[a][r] = run.length;
+        if (a == 0) {
+          int first, end;
+          axis_hull(rule, 0, x, first, end);
+          low = max(low, static_cast<int64_t>(first) * inner),
+          high = min(high, static_cast<int64_t>(end) * inner);
+        }
+        rest /= rule.grid[a], inner *= rule.grid[a];
+      }
+    }
+    if (rule.segment_q) info.segment[r] = static_cast<int>(segment_of_query(p, w.b, i));
+    low = max(low, row_low), high = min(high, row_high);
+  }
+  if (low >= high) low = high = 0;
+  if (row_low >= row_high) row_low = row_high = sink = 0;
+  info.low[r] = static_cast<int>(low), info.high[r] = static_cast<int>(high);
+  info.row_low[r] = static_cast<int>(row_low), info.row_high[r] = static_cast<int>(row_high);
+  info.sink_high[r] = static_cast<int>(max(sink, row_low));
+}
+
+/// Maximum and minimum over a warp, then over the block by one atomic a warp.
+__device__ __forceinline__ void reduce_min(int* to, int x) {
+  for (int i = 16; i > 0; i /= 2) x = min(x, __shfl_xor_sync(kAllLanes, x, i));
+  if (threadIdx.x % 32 == 0) atomicMin(to, x);
+}
+__device__ __forceinline__ void reduce_max(int* to, int x) {
+  for (int i = 16; i > 0; i /= 2) x = max(x, __shfl_xor_sync(kAllLanes, x, i));
+  if (threadIdx.x % 32 == 0) atomicMax(to, x);
+}
+
+/// The last step of a row: its weight 1 / sum, and the statistics. top is the maximum in log2 units, logs the
+/// sum of p log2 p relative to it.
+__device__ __forceinline__ float finish_row(const Params& p, int64_t b, int head, int token, float top,
+                                            float sum, float logs, bool write) {
+  // A row that attends to nothing, or to scores of -inf alone: a sink changes nothing about that.
+  const bool empty = top == -INFINITY && sum == 0.0f;
+  const float row_max = isnan(sum) && top != INFINITY ? sum : top * kLn2;
+  float share = 1.0f;
+  if (p.sink && !empty) {
+    const float sink = p.sink[head * p.sink_step] * kLog2e;
+    const float high = fmaxf(top, sink);
+    share = exp2_fast(top - high);
+    const float extra = exp2_fast(sink - high);
+    logs =
+        share * (logs + (share > 0 ? (top - high) * sum : 0.0f)) + (extra > 0 ? extra * (sink - high) : 0.0f);
+    sum = sum * share + extra;
+    top = high;
+  }
+  if (write) {
+    const float lse = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
+    p.lse.put(b, head, token, lse);
+    p.row_sums.put(b, head, token, lse);
+    p.row_max.put(b, head, token, empty ? -INFINITY : row_max);
+    p.row_entropy.put(b, head, token, empty ? 0.0f : (log2f(sum) - logs / sum) * kLn2);
+  }
+  return empty ? 0.0f : share / sum;
+}
+
+/// Bits of the 16 (or 8) columns that this thread holds of a row: bit 2 j + c is column 8 j + 2 t + c.
+template <int Keys, int Rows>
+__device__ uint32_t general_bits(const Params& p, const Work& w, const RowInfo<Rows>& rows,
+                                 const ColumnInfo<Keys>& columns, int r, int head, bool rule) {
+  uint32_t bits = 0;
+  const int t = threadIdx.x % 4;
+  const int low = rule ? rows.low[r] : rows.row_low[r], high = rule ? rows.high[r] : rows.row_high[r];
+  const int row_low = rows.row_low[r], sink = rule ? rows.sink_high[r] : 0;
+  const int rank = rule ? p.rule.rank : 0;
+  const uint8_t* map = nullptr;
+  if (rule && p.rule.bitmap && rows.token[r] >= 0)
+    map =
+        p.rule.bitmap + w.b * p.rule.bitmap_b + head * p.rule.bitmap_h + rows.head_slot[r] * p.rule.bitmap_n;
+#pragma unroll 2
+  for (int j = 0; j < Keys / 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int column = 8 * j + 2 * t + c, token = columns.token[column];
+      bool sees = token >= 0 && ((token >= low && token < high) || (token >= row_low && token < sink));
+      for (int a = 0; a < rank; ++a)
+        sees = sees && static_cast<unsigned>(columns.place[a][column] - rows.place[a][r]) <
+                           static_cast<unsigned>(rows.length[a][r]);
+      if (rule && p.rule.segment_q) sees = sees && columns.segment[column] == rows.segment[r];
+      if (map && sees) {
+        const int slot = columns.slot[column];
+        sees = (map[slot >> 3] >> (slot & 7)) & 1;
+      }
+      bits |= static_cast<uint32_t>(sees) << (2 * j + c);
+    }
+  return bits;
+}
+
+template <class T, int Dim, int MTiles, bool Terms, int MinBlocks>
+__global__ void __launch_bounds__(kThreads, MinBlocks)
+    tensor_kernel(const __grid_constant__ Params p, const __grid_constant__ TensorPlan plan) {
+  using C = Tile<T, Dim, MTiles>;
+  extern __shared__ __align__(128) unsigned char memory[];
+  const uint32_t q_base = shared_address(memory), k_base = q_base + C::kQBytes,
+                 v_base = k_base + 2 * C::kKeyBytes;
+  auto& extras = *reinterpret_cast<Extras<T, Dim, MTiles>*>(memory + C::kQBytes + 4 * C::kKeyBytes);
+  auto& rows = extras.rows;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
+
+  // Which work: parts fastest, then units of a section, then tiles from the last (under causal rules the
+  // heaviest).
+  Work w;
+  int tile, part;
+  int64_t item;
+  {
+    unsigned index = blockIdx.x;
+    part = static_cast<int>(index % static_cast<unsigned>(plan.parts));
+    index /= static_cast<unsigned>(plan.parts);
+    const unsigned size = static_cast<unsigned>(plan.section) * static_cast<unsigned>(plan.tiles);
+    const unsigned section = index / size, within = index % size;
+    const unsigned units =
+        min(static_cast<unsigned>(plan.section), static_cast<unsigned>(plan.units) - section * plan.section);
+    tile = plan.tiles - 1 - static_cast<int>(within / units);
+    const int unit = static_cast<int>(section * static_cast<unsigned>(plan.section) + within % units);
+    item = static_cast<int64_t>(unit) * plan.tiles + tile;
+    const int per_batch = static_cast<int>(plan.packed ? p.kv_heads : p.heads);
+    w.b = unit / per_batch;
+    w.unit_head = plan.packed ? unit % per_batch * p.group : unit % per_batch;
+    w.kv_head = plan.packed ? unit % per_batch : w.unit_head / p.group;
+  }
+  // Rows [first, last) of the unit.
+  int first, last, block = 0;
+  {
+    const int64_t all = plan.packed ? p.group * p.n : p.n;
+    int64_t begin = static_cast<int64_t>(tile) * C::kRows, end = all;
+    if (plan.block_tiles > 0) {
+      block = tile / plan.block_tiles;
+      begin =
+          static_cast<int64_t>(block) * p.block_q + static_cast<int64_t>(tile % plan.block_tiles) * C::kRows;
+      end = min(all, (static_cast<int64_t>(block) + 1) * p.block_q);
+    }
+    first = static_cast<int>(min(begin, all));
+    last = static_cast<int>(min(end, begin + C::kRows));
+  }
+  const int count = last - first;
+  if (count <= 0) return;
+  const int n = static_cast<int>(p.n);
+  const auto head_of = [&](int r) { return plan.packed ? w.unit_head + (first + r) / n : w.unit_head; };
+  w.keys = keys_of(p, w.b);
+
+  if (plan.limits && thread == 0) extras.reduced = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
+  for (int r = thread; r < C::kRows; r += kThreads) {
+    const int slot = r < count ? (plan.packed ? (first + r) % n : first + r) : -1;
+    describe_row(p, w, rows, r, head_of(min(r, count - 1)), slot);
+  }
+  __syncthreads();
+  Reduced all = {0, 0, w.keys, w.keys, 0, 0, w.keys, 0};
+  if (plan.limits) {
+    Reduced x = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
+    for (int r = thread; r < count; r += kThreads) {
+      if (rows.token[r] < 0) continue;
+      if (rows.low[r] < rows.high[r]) x.min_low = min(x.min_low, rows.low[r]);
+      x.max_low = max(x.max_low, rows.low[r]);
+      x.min_high = min(x.min_high, rows.high[r]), x.max_high = max(x.max_high, rows.high[r]);
+      if (rows.sink_high[r] > rows.row_low[r]) x.max_sink = max(x.max_sink, rows.sink_high[r]);
+      x.max_row_low = max(x.max_row_low, rows.row_low[r]);
+      x.min_row_high = min(x.min_row_high, rows.row_high[r]);
+    }
+    reduce_min(&extras.reduced.min_low, x.min_low), reduce_max(&extras.reduced.max_low, x.max_low);
+    reduce_min(&extras.reduced.min_high, x.min_high), reduce_max(&extras.reduced.max_high, x.max_high);
+    reduce_max(&extras.reduced.max_sink, x.max_sink), reduce_max(&extras.reduced.max_row_low, x.max_row_low);
+    reduce_min(&extras.reduced.min_row_high, x.min_row_high);
+    __syncthreads();
+    all = extras.reduced;
+  }
+
+  // Which tiles of keys.
+  if (p.has_gather || p.has_lists) {
+    const auto open = [&](const DeviceList& list, int& begin, int& entries) {
+      begin = entries = 0;
+      if (!list.count.data) return;
+      begin = list.begin.at(w.b, w.unit_head, block);
+      const int64_t end =
+          min(list.size, static_cast<int64_t>(begin) + list.count.at(w.b, w.unit_head, block));
+      entries = begin < 0 || end < begin ? 0 : static_cast<int>(end - begin);
+    };
+    open(p.has_gather ? p.gather : p.full, w.full_begin, w.full_count);
+    if (!p.has_gather) open(p.partial, w.partial_begin, w.partial_count);
+    w.tiles = p.has_gather ? (w.full_count + C::kKeys - 1) / C::kKeys
+                           : (w.full_count + w.partial_count) * ((p.block_k + C::kKeys - 1) / C::kKeys);
+  } else {
+    // From the lowest to the highest visible key, after the sinks below them.
+    int low = 0, high = p.k_order ? static_cast<int>(p.m) : w.keys, sinks = 0;
+    if (plan.limits && !p.k_order) low = all.min_low, high = all.max_high, sinks = all.max_sink;
+    const int sink_end = (sinks + C::kKeys - 1) / C::kKeys;
+    w.first_tile = low < high ? low / C::kKeys : sink_end;
+    const int end_tile = low < high ? (high + C::kKeys - 1) / C::kKeys : sink_end;
+    w.sink_tiles = min(sink_end, w.first_tile);
+    w.tiles = w.sink_tiles + end_tile - w.first_tile;
+  }
+  const int tile_begin = static_cast<int>(static_cast<int64_t>(part) * w.tiles / plan.parts);
+  const int tile_end = static_cast<int>(static_cast<int64_t>(part + 1) * w.tiles / plan.parts);
+
+  // Q, and the first keys.
+  {
+    const T* q = static_cast<const T*>(p.q.data) + w.b * p.q.b;
+    for (int at = thread; at < C::kRows * C::kChunks; at += kThreads) {
+      const int r = at / C::kChunks, chunk = at % C::kChunks, token = rows.token[r];
+      const bool there = r < count && token >= 0;
+      const int skip = chunk * C::kPerChunk, elements = there ? static_cast<int>(p.d) - skip : 0;
+      const T* from = there ? q + head_of(r) * p.q.h + token * p.q.n : q;
+      load_chunk<T>(q_base + place_of<C::kChunks>(r, chunk), from + (elements > 0 ? skip : 0), elements,
+                    plan.q_aligned);
+    }
+  }
+  KeyTile now, next;
+  if (tile_begin < tile_end) {
+    next = tile_at<C::kKeys>(p, w, tile_begin);
+    load_keys<T, Dim, MTiles>(p, plan, w, next, k_base, v_base, extras.columns[0]);
+  }
+  commit_copies();
+  now = next;
+  if (tile_begin + 1 < tile_end) next = tile_at<C::kKeys>(p, w, tile_begin + 1);
+
+  const int warp_row = warp * 16 * MTiles;
+  const bool active = warp_row < count;
+  float o[MTiles][C::kOTiles][4], top[MTiles][2], sum[MTiles][2], logs[MTiles][2];
+#pragma unroll
+  for (int m = 0; m < MTiles; ++m) {
+#pragma unroll
+    for (int j = 0; j < C::kOTiles; ++j) o[m][j][0] = o[m][j][1] = o[m][j][2] = o[m][j][3] = 0.0f;
+    top[m][0] = top[m][1] = -INFINITY;
+    sum[m][0] = sum[m][1] = logs[m][0] = logs[m][1] = 0.0f;
+  }
+  uint32_t q_kept[C::kQInRegisters ? MTiles : 1][C::kQInRegisters ? C::kSteps : 1][4];
+  const auto q_fragment = [&](uint32_t(&x)[4], int m, int step) {
+    load_matrices(x, q_base + place_of<C::kChunks>(warp_row + 16 * m + lane % 16, 2 * step + lane / 16));
+  };
+
+  for (int at = tile_begin; at < tile_end; ++at) {
+    const int stage = (at - tile_begin) & 1;
+    wait_copies<0>();
+    __syncthreads();
+    const KeyTile tile_now = now;
+    if (at + 1 < tile_end) {
+      load_keys<T, Dim, MTiles>(p, plan, w, next, k_base + (stage ^ 1) * C::kKeyBytes,
+                                v_base + (stage ^ 1) * C::kKeyBytes, extras.columns[stage ^ 1]);
+      now = next;
+      if (at + 2 < tile_end) next = tile_at<C::kKeys>(p, w, at + 2);
+    }
+    commit_copies();
+    if constexpr (C::kQInRegisters)
+      if (at == tile_begin && active)
+#pragma unroll
+        for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+          for (int step = 0; step < C::kSteps; ++step) q_fragment(q_kept[m][step], m, step);
+    const uint32_t k_tile = k_base + stage * C::kKeyBytes, v_tile = v_base + stage * C::kKeyBytes;
+    const auto& columns = extras.columns[stage];
+
+    // What the tile needs of masks; the same answer in every thread.
+    const bool rule = tile_now.rule;
+    const bool general = rule ? plan.general_rule : plan.general_full;
+    const int key_end = min(tile_now.end, tile_now.slot + C::kKeys);  // slots; tokens too unless general
+    const int seen_end = min(key_end, w.keys);
+    const bool cut = seen_end < tile_now.slot + C::kKeys;  // the tail: every row alike
+    bool ragged = general;
+    if (!general && plan.limits)
+      ragged = tile_now.slot < (rule ? all.max_low : all.max_row_low) ||
+               seen_end > (rule ? all.min_high : all.min_row_high);
+    bool careful = false;
+    if (ragged) {
+      bool odd = false;
+      for (int i = 0; i < C::kKeyBytes / 16 / kThreads; ++i) {
+        const uint4 x = load_shared4(v_tile + (thread + i * kThreads) * 16);
+        const uint32_t exponents = sizeof(T) == 4              ? 0x7f800000u
+                                   : std::is_same_v<T, __half> ? 0x7c007c00u
+                                                               : 0x7f807f80u;
+        for (const uint32_t y : {x.x, x.y, x.z, x.w}) {
+          const uint32_t z = y & exponents;
+          if constexpr (sizeof(T) == 4)
+            odd = odd || z == exponents;
+          else
+            odd = odd || (z & 0xffffu) == (exponents & 0xffffu) || (z >> 16) == (exponents >> 16);
+        }
+      }
+      careful = __syncthreads_or(odd);
+    }
+    if (!active) continue;
+
+    // S = Q K^T.
+    float s[MTiles][C::kNTiles][4];
+    uint32_t seen[MTiles][2];  // set and used in careful tiles only
+#pragma unroll
+    for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+      for (int j = 0; j < C::kNTiles; ++j) s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < C::kSteps; ++step) {
+      uint32_t a[MTiles][4], a_small[MTiles][4];
+#pragma unroll
+      for (int m = 0; m < MTiles; ++m) {
+        if constexpr (C::kQInRegisters)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) a[m][i] = q_kept[m][step][i];
+        else
+          q_fragment(a[m], m, step);
+        if constexpr (sizeof(T) == 4)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) split(a[m][i], a[m][i], a_small[m][i]);
+      }
+#pragma unroll
+      for (int j = 0; j < C::kNTiles; j += 2) {
+        uint32_t b[4], b_small[4];
+        load_matrices(
+            b, k_tile + place_of<C::kChunks>(8 * j + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+        if constexpr (sizeof(T) == 4)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
+#pragma unroll
+        for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if constexpr (sizeof(T) == 4) {
+              multiply(s[m][j + i], a_small[m], b[2 * i], b[2 * i + 1], T());
+              multiply(s[m][j + i], a[m], b_small[2 * i], b_small[2 * i + 1], T());
+            }
+            multiply(s[m][j + i], a[m], b[2 * i], b[2 * i + 1], T());
+          }
+      }
+    }
+
+#pragma unroll
+    for (int m = 0; m < MTiles; ++m) {
+      if constexpr (Terms) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = warp_row + 16 * m + 8 * half + g;
+          const int token = r < count ? rows.token[r] : -1;
+          const int head = head_of(min(r, count - 1));
+          const int64_t origin = token + aligned_keys(p, w.b) - p.n;
+#pragma unroll
+          for (int j = 0; j < C::kNTiles; ++j)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int column = 8 * j + 2 * t + c;
+              const int key = plan.columns                        ? columns.token[column]
+                              : tile_now.slot + column < seen_end ? tile_now.slot + column
+                                                                  : -1;
+              float x = s[m][j][2 * half + c] * p.scale;
+              if (p.soft_cap > 0) x = p.soft_cap * tanhf(x / p.soft_cap);
+              if (token >= 0 && key >= 0) x += additive_terms<float>(p, w.b, head, token, key, key - origin);
+              s[m][j][2 * half + c] = x;
+            }
+        }
+      }
+      if (general) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = warp_row + 16 * m + 8 * half + g;
+          const uint32_t bits =
+              general_bits<C::kKeys>(p, w, rows, columns, r, head_of(min(r, count - 1)), rule);
+#pragma unroll
+          for (int j = 0; j < C::kNTiles; ++j)
+#pragma unroll
+            for (int c = 0; c < 2; ++c)
+              if (!((bits >> (2 * j + c)) & 1)) s[m][j][2 * half + c] = -INFINITY;
+        }
+      } else if (ragged || cut) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = warp_row + 16 * m + 8 * half + g;
+          // Relative to this thread's first column.
+          const int origin = tile_now.slot + 2 * t;
+          const int low = (rule ? rows.low[r] : rows.row_low[r]) - origin;
+          const int high = min(rule ? rows.high[r] : rows.row_high[r], seen_end) - origin;
+          const int sink_low = rows.row_low[r] - origin,
+                    sink = (rule ? min(rows.sink_high[r], seen_end) : 0) - origin;
+#pragma unroll
+          for (int j = 0; j < C::kNTiles; ++j)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int column = 8 * j + c;
+              const bool sees = (column >= low && column < high) || (column >= sink_low && column < sink);
+              if (!sees) s[m][j][2 * half + c] = -INFINITY;
+            }
+        }
+      }
+
+      if (careful)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          seen[m][half] = 0;
+#pragma unroll
+          for (int j = 0; j < C::kNTiles; ++j)
+#pragma unroll
+            for (int c = 0; c < 2; ++c)
+              seen[m][half] |= static_cast<uint32_t>(s[m][j][2 * half + c] != -INFINITY) << (2 * j + c);
+        }
+
+      // Softmax of two rows a thread, four threads a row.
+      float share[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float high = top[m][half];
+#pragma unroll
+        for (int j = 0; j < C::kNTiles; ++j)
+          high = fmaxf(high, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
+        high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 1));
+        high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 2));
+        const float base = high == -INFINITY ? 0.0f : high * plan.to_log2;
+        const float before = top[m][half] * plan.to_log2;
+        share[half] = exp2_fast(before - base);
+        if constexpr (Terms)
+          logs[m][half] = share[half] * (logs[m][half] +
+                                         (top[m][half] == -INFINITY ? 0.0f : (before - base) * sum[m][half]));
+        float add = 0.0f;
+#pragma unroll
+        for (int j = 0; j < C::kNTiles; ++j)
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            const float x = s[m][j][2 * half + c] * plan.to_log2 - base, e = exp2_fast(x);
+            if constexpr (Terms) logs[m][half] += e == 0.0f ? 0.0f : e * x;
+            add += e;
+            s[m][j][2 * half + c] = e;
+          }
+        sum[m][half] = sum[m][half] * share[half] + add;
+        top[m][half] = high;
+      }
+      // Maxima settle after a few tiles; then there is nothing to rescale.
+      if (__any_sync(kAllLanes, share[0] != 1.0f || share[1] != 1.0f))
+#pragma unroll
+        for (int j = 0; j < C::kOTiles; ++j)
+          o[m][j][0] *= share[0], o[m][j][1] *= share[0], o[m][j][2] *= share[1], o[m][j][3] *= share[1];
+    }
+
+    // O += P V.
+    if (careful) {
+#pragma unroll
+      for (int m = 0; m < MTiles; ++m) {
+        float p_row[C::kNTiles][4];  // indexed at run time below: a copy, so that s stays in registers
+#pragma unroll
+        for (int j = 0; j < C::kNTiles; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) p_row[j][i] = s[m][j][i];
+#pragma unroll 1
+        for (int key = 0; key < C::kKeys; ++key) {
+          const int owner = (lane & ~3) | (key % 8 / 2);
+          const float p0 = __shfl_sync(kAllLanes, p_row[key / 8][key & 1], owner);
+          const float p1 = __shfl_sync(kAllLanes, p_row[key / 8][2 + (key & 1)], owner);
+          const int bit = key / 8 * 2 + (key & 1);
+          const bool sees0 = (__shfl_sync(kAllLanes, seen[m][0], owner) >> bit) & 1;
+          const bool sees1 = (__shfl_sync(kAllLanes, seen[m][1], owner) >> bit) & 1;
+#pragma unroll
+          for (int j = 0; j < C::kOTiles; ++j) {
+            float v0, v1;
+            const int chunk = (8 * j + 2 * t) / C::kPerChunk, inside = (8 * j + 2 * t) % C::kPerChunk;
+            if constexpr (sizeof(T) == 4) {
+              const uint32_t from = v_tile + value_place_of<C::kChunks>(key, chunk) + inside * 4;
+              v0 = __uint_as_float(load_shared(from)), v1 = __uint_as_float(load_shared(from + 4));
+            } else {
+              const uint32_t both = load_shared(v_tile + place_of<C::kChunks>(key, chunk) + inside * 2);
+              T x[2];
+              *reinterpret_cast<uint32_t*>(x) = both;
+              v0 = to_float(x[0]), v1 = to_float(x[1]);
+            }
+            if (sees0) o[m][j][0] += p0 * v0, o[m][j][1] += p0 * v1;
+            if (sees1) o[m][j][2] += p1 * v0, o[m][j][3] += p1 * v1;
+          }
+        }
+      }
+    } else if constexpr (sizeof(T) == 2) {
+#pragma unroll
+      for (int step = 0; step < C::kKeys / 16; ++step) {
+        uint32_t a[MTiles][4];
+#pragma unroll
+        for (int m = 0; m < MTiles; ++m) {
+          a[m][0] = pack(s[m][2 * step][0], s[m][2 * step][1], T());
+          a[m][1] = pack(s[m][2 * step][2], s[m][2 * step][3], T());
+          a[m][2] = pack(s[m][2 * step + 1][0], s[m][2 * step + 1][1], T());
+          a[m][3] = pack(s[m][2 * step + 1][2], s[m][2 * step + 1][3], T());
+        }
+#pragma unroll
+        for (int j = 0; j < C::kOTiles; j += 2) {
+          uint32_t b[4];
+          load_matrices_transposed(b, v_tile + place_of<C::kChunks>(16 * step + lane % 16, j + lane / 16));
+#pragma unroll
+          for (int m = 0; m < MTiles; ++m) {
+            multiply(o[m][j], a[m], b[0], b[1], T());
+            multiply(o[m][j + 1], a[m], b[2], b[3], T());
+          }
+        }
+      }
+    } else {
+      // A's column t is key 2 t of C's fragment, and column t + 4 key 2 t + 1: the order of keys is free.
+#pragma unroll
+      for (int j8 = 0; j8 < C::kNTiles; ++j8) {
+        uint32_t a[MTiles][4], a_small[MTiles][4];
+#pragma unroll
+        for (int m = 0; m < MTiles; ++m) {
+          split(__float_as_uint(s[m][j8][0]), a[m][0], a_small[m][0]);
+          split(__float_as_uint(s[m][j8][2]), a[m][1], a_small[m][1]);
+          split(__float_as_uint(s[m][j8][1]), a[m][2], a_small[m][2]);
+          split(__float_as_uint(s[m][j8][3]), a[m][3], a_small[m][3]);
+        }
+#pragma unroll
+        for (int j = 0; j < C::kOTiles; ++j) {
+          uint32_t b[2], b_small[2];
+          const int chunk = 2 * j + g / 4;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            b[i] = load_shared(v_tile + value_place_of<C::kChunks>(8 * j8 + 2 * t + i, chunk) + g % 4 * 4);
+            split(b[i], b[i], b_small[i]);
+          }
+#pragma unroll
+          for (int m = 0; m < MTiles; ++m) {
+            multiply(o[m][j], a_small[m], b[0], b[1], T());
+            multiply(o[m][j], a[m], b_small[0], b_small[1], T());
+            multiply(o[m][j], a[m], b[0], b[1], T());
+          }
+        }
+      }
+    }
+  }
+
+  if (tile_begin >= tile_end) {
+    // No barrier yet: everybody's copies of Q must be over before its memory is used again.
+    wait_copies<0>();
+    __syncthreads();
+  }
+  if (!active) return;
+#pragma unroll
+  for (int m = 0; m < MTiles; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = warp_row + 16 * m + 8 * half + g;
+      float all_sum = sum[m][half], all_logs = logs[m][half];
+      all_sum += __shfl_xor_sync(kAllLanes, all_sum, 1), all_sum += __shfl_xor_sync(kAllLanes, all_sum, 2);
+      if constexpr (Terms) {
+        all_logs += __shfl_xor_sync(kAllLanes, all_logs, 1);
+        all_logs += __shfl_xor_sync(kAllLanes, all_logs, 2);
+      }
+      const float high = top[m][half] * plan.to_log2;
+      const bool there = r < count && rows.token[r] >= 0;
+      if (plan.parts > 1) {
+        if (!there) continue;
+        const int64_t row = (item * plan.parts + part) * C::kRows + r;
+        if (t == 0) {
+          float* state = plan.part_state + row * 4;
+          state[0] = high, state[1] = all_sum, state[2] = all_logs;
+        }
+        float* out = plan.part_o + row * p.e;
+#pragma unroll
+        for (int j = 0; j < C::kOTiles; ++j)
+#pragma unroll
+          for (int c = 0; c < 2; ++c)
+            if (8 * j + 2 * t + c < p.e) out[8 * j + 2 * t + c] = o[m][j][2 * half + c];
+        continue;
+      }
+      const float weight =
+          there ? finish_row(p, w.b, head_of(r), rows.token[r], high, all_sum, all_logs, t == 0) : 0.0f;
+#pragma unroll
+      for (int j = 0; j < C::kOTiles; ++j)
+        // An empty row may have met V's of weight 0 only, and is 0 whatever they were.
+        o[m][j][2 * half] = weight == 0.0f ? 0.0f : o[m][j][2 * half] * weight,
+                    o[m][j][2 * half + 1] = weight == 0.0f ? 0.0f : o[m][j][2 * half + 1] * weight;
+    }
+  }
+  if (plan.parts > 1) return;
+  // Through this warp's own rows of Q, to store whole chunks.
+  __syncwarp();
+#pragma unroll
+  for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int j = 0; j < C::kOTiles; ++j) {
+        const int r = warp_row + 16 * m + 8 * half + g, column = 8 * j + 2 * t;
+        const uint32_t to = q_base + place_of<C::kChunks>(r, column / C::kPerChunk) +
+                            column % C::kPerChunk * static_cast<int>(sizeof(T));
+        if constexpr (sizeof(T) == 4) {
+          store_shared(to, __float_as_uint(o[m][j][2 * half]));
+          store_shared(to + 4, __float_as_uint(o[m][j][2 * half + 1]));
+        } else {
+          store_shared(to, pack(o[m][j][2 * half], o[m][j][2 * half + 1], T()));
+        }
+      }
+  __syncwarp();
+  T* out = static_cast<T*>(p.o.data) + w.b * p.o.b;
+  for (int at = lane; at < 16 * MTiles * C::kChunks; at += 32) {
+    const int r = warp_row + at / C::kChunks, skip = at % C::kChunks * C::kPerChunk;
+    const int token = r < count ? rows.token[r] : -1,
+              elements = min(C::kPerChunk, static_cast<int>(p.e) - skip);
+    if (token < 0 || elements <= 0) continue;
+    alignas(16) T x[C::kPerChunk];
+    *reinterpret_cast<uint4*>(x) = load_shared4(q_base + place_of<C::kChunks>(r, at % C::kChunks));
+    T* to = out + head_of(r) * p.o.h + token * p.o.n + skip;
+    if (plan.o_aligned && elements == C::kPerChunk) {
+      *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < C::kPerChunk; ++i)
+        if (i < elements) to[i] = x[i];
+    }
+  }
+}
+
+/// Parts of split keys become rows: one warp a row.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    combine_kernel(const __grid_constant__ Params p, const __grid_constant__ TensorPlan plan) {
+  const int lane = threadIdx.x % 32;
+  const int64_t total = static_cast<int64_t>(plan.units) * plan.tiles * plan.rows;
+  const int64_t warps = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
+  for (int64_t index = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32; index < total;
+       index += warps) {
+    const int64_t item = index / plan.rows;
+    const int r = static_cast<int>(index % plan.rows);
+    const int unit = static_cast<int>(item / plan.tiles), tile = static_cast<int>(item % plan.tiles);
+    int64_t row = static_cast<int64_t>(tile) * plan.rows + r, end = plan.packed ? p.group * p.n : p.n;
+    if (plan.block_tiles > 0) {
+      const int64_t block = tile / plan.block_tiles;
+      row = block * p.block_q + static_cast<int64_t>(tile % plan.block_tiles) * plan.rows + r;
+      end = min(end, (block + 1) * p.block_q);
+    }
+    if (row >= end) continue;
+    const int per_batch = static_cast<int>(plan.packed ? p.kv_heads : p.heads);
+    const int64_t b = unit / per_batch;
+    const int head =
+        plan.packed ? unit % per_batch * p.group + static_cast<int>(row / p.n) : unit % per_batch;
+    const int token = query_token(p, plan.packed ? row % p.n : row);
+    if (token < 0) continue;
+    const float* state = plan.part_state + (item * plan.parts * plan.rows + r) * 4;
+    const int64_t step = static_cast<int64_t>(plan.rows) * 4;
+    float top = -INFINITY;
+    for (int i = lane; i < plan.parts; i += 32) top = fmaxf(top, state[i * step]);
+    for (int i = 16; i > 0; i /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, i));
+    const auto share_of = [&](int i) { return top == -INFINITY ? 1.0f : exp2_fast(state[i * step] - top); };
+    float sum = 0.0f, logs = 0.0f;
+    for (int i = lane; i < plan.parts; i += 32) {
+      const float share = share_of(i), part = state[i * step + 1], away = state[i * step] - top;
+      sum += share * part;
+      logs += share * (state[i * step + 2] + (share > 0.0f && top != -INFINITY ? away * part : 0.0f));
+    }
+    for (int i = 16; i > 0; i /= 2) {
+      sum += __shfl_xor_sync(kAllLanes, sum, i);
+      logs += __shfl_xor_sync(kAllLanes, logs, i);
+    }
+    const float weight = finish_row(p, b, head, token, top, sum, logs, lane == 0);
+    T* out = static_cast<T*>(p.o.data) + b * p.o.b + head * p.o.h + token * p.o.n;
+    const float* parts = plan.part_o + (item * plan.parts * plan.rows + r) * p.e;
+    for (int64_t c = lane; c < p.e; c += 32) {
+      float x = 0.0f;
+      for (int i = 0; i < plan.parts; ++i)
+        x += share_of(i) * parts[static_cast<int64_t>(i) * plan.rows * p.e + c];
+      out[c] = from_float<T>(weight == 0.0f ? 0.0f : x * weight);
+    }
+  }
+}
+
+template <class T, int Dim, int MTiles, bool Terms, int MinBlocks>
+void launch_one(Context& ctx, const Params& p, const TensorPlan& plan) {
+  const auto kernel = tensor_kernel<T, Dim, MTiles, Terms, MinBlocks>;
+  constexpr size_t kBytes = shared_bytes<T, Dim, MTiles>();
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
+  const unsigned grid = static_cast<unsigned>(plan.units) * static_cast<unsigned>(plan.tiles) *
+                        static_cast<unsigned>(plan.parts);
+  kernel<<<grid, kThreads, kBytes, stream_of(ctx)>>>(p, plan);
+  CUDA_CHECK_LAUNCH();
+}
+/// Blocks an SM are what registers (65536) and shared memory (228 KiB on Hopper) leave room for.
+template <class T, int Dim, int MinBlocks>
+void launch_dim(Context& ctx, const Params& p, const TensorPlan& plan) {
+  if (plan.terms)
+    launch_one<T, Dim, 1, true, Dim >= 256 && sizeof(T) == 4 ? 1 : 2>(ctx, p, plan);
+  else if (plan.rows == 64)
+    launch_one<T, Dim, 1, false, MinBlocks>(ctx, p, plan);
+  else if constexpr (sizeof(T) == 2 && Dim <= 128)
+    launch_one<T, Dim, 2, false, 2>(ctx, p, plan);
+}
+template <class T>
+void launch_type(Context& ctx, const Params& p, const TensorPlan& plan) {
+  constexpr bool kWide = sizeof(T) == 4;
+  const int64_t dim = std::max(p.d, p.e);
+  if (dim <= 32)
+    launch_dim<T, 32, kWide ? 3 : 4>(ctx, p, plan);
+  else if (dim <= 64)
+    launch_dim<T, 64, kWide ? 2 : 4>(ctx, p, plan);
+  else if (dim <= 128)
+    launch_dim<T, 128, 2>(ctx, p, plan);
+  else
+    launch_dim<T, 256, kWide ? 1 : 2>(ctx, p, plan);
+  if (plan.parts == 1) return;
+  const int64_t rows = static_cast<int64_t>(plan.units) * plan.tiles * plan.rows;
+  combine_kernel<T><<<grid_for(ctx, rows, kThreads / 32), kThreads, 0, stream_of(ctx)>>>(p, plan);
+  CUDA_CHECK_LAUNCH();
+}
+
+}  // namespace
+}  // namespace attnbench::cuda_attention
