@@ -7,7 +7,8 @@ namespace attnbench {
 
 /// y[b, i, :] = x[b, index[i], :]; index -1 writes zeros (padding tokens).
 /// x [B, N, C], y [B, M, C], index i32 [M]; rows contiguous, strides of B and N free; x and y do not overlap.
-/// Throws UsageError when an index is outside [-1, N).
+/// An index outside [-1, N) throws UsageError on the CPU. A device cannot refuse what it reads without
+/// stopping for the host, so on CUDA every byte of such a row is 0xff: NaN in all floating types.
 struct GatherRowsArgs {
   Tensor x, index, y;
 };

@@ -1,0 +1,190 @@
+// pointwise, cast and reduce on the GPU against the CPU's operators, and double sums.
+#include <algorithm>
+
+#include "kernels/elementwise/cast.hpp"
+#include "kernels/elementwise/pointwise.hpp"
+#include "kernels/elementwise/reduce.hpp"
+#include "tests/cuda_check.hpp"
+
+using namespace attnbench;
+using namespace attnbench::testing;
+using Op = PointwiseArgs::Op;
+
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+bool binary(Op op) {
+  return op == Op::add || op == Op::sub || op == Op::mul || op == Op::silu_mul || op == Op::sigmoid_mul;
+}
+
+/// Both sides evaluate in f32: functions to a few units in the last place (the CPU's erf to 1e-7 absolute),
+/// then round, perhaps to neighbours.
+void compare(Sides& s, const Twin& y) {
+  const DType t = y.host.dtype();
+  const double step = t == DType::f32 ? 8 * epsilon_of(t) : epsilon_of(t);
+  const std::vector<double> want = values(y.host_base);
+  std::vector<double> tolerance;
+  for (double w : want) tolerance.push_back(step * (std::isfinite(w) ? std::fabs(w) : 0) + 4e-7);
+  check_close(s.fetch(y, true), want, tolerance);
+}
+
+}  // namespace
+
+TEST_CASE("CUDA pointwise agrees with the CPU for every function, dtype, layout and odd size") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 201);
+  for (int op = 0; op <= static_cast<int>(Op::sigmoid_mul); ++op)
+    for (int layout = 0; layout < 6; ++layout) {
+      PointwiseArgs on_host, on_device;
+      on_host.op = static_cast<Op>(op), on_host.alpha = -0.4f, on_host.beta = 0.7f;
+      const Shape shape = layout == 0   ? Shape{1}
+                          : layout == 1 ? Shape{3, 5, 331}
+                          : layout == 2 ? Shape{7, 256}
+                                        : Shape{2, 9, 67};
+      const bool rows = layout >= 4;
+      const Twin a = rows ? s.padded(type, shape, 1, 2, -6, 6) : s.random(type, shape, -6, 6);
+      Twin b, y = rows ? s.padded_output(type, shape, 3, 2) : s.poisoned(type, shape);
+      if (binary(on_host.op)) {
+        const bool broadcast = layout == 2 || layout == 3 || layout == 5;
+        b = broadcast ? s.random(type, {shape[-1]})
+            : rows    ? s.padded(type, shape, 2, 2)
+                      : s.random(type, shape);
+      }
+      on_device = on_host;
+      on_host.a = a.host, on_host.b = b.host, on_host.y = y.host;
+      on_device.a = a.device, on_device.b = b.device, on_device.y = y.device;
+      pointwise(s.host, on_host);
+      pointwise(s.device, on_device);
+      INFO("function " << op << " layout " << layout);
+      compare(s, y);
+    }
+}
+
+TEST_CASE("CUDA pointwise: special values, large angles, in place") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  Sides s(*gpu, 202);
+  const std::vector<double> special = {kNaN, kInfinity, -kInfinity, 0.0,   -0.0,
+                                       1e30, -1e30,     3e9,        100.0, -100.0};
+  for (int op = 0; op <= static_cast<int>(Op::sigmoid_mul); ++op) {
+    const Tensor x = s.host.allocate(DType::f32, {static_cast<int64_t>(special.size())});
+    for (size_t i = 0; i < special.size(); ++i) put(x, static_cast<int64_t>(i), special[i]);
+    const Twin a = s.upload(x), b = s.random(DType::f32, x.shape(), 0.5, 1.0);
+    PointwiseArgs args;
+    args.op = static_cast<Op>(op), args.alpha = -0.4f, args.beta = 0.7f;
+    args.a = args.y = a.device;
+    if (binary(args.op)) args.b = b.device;
+    pointwise(s.device, args);
+    args.a = args.y = a.host;
+    if (binary(args.op)) args.b = b.host;
+    pointwise(s.host, args);
+    INFO("function " << op);
+    compare(s, a);
+  }
+}
+
+TEST_CASE("CUDA cast rounds as the CPU does between all floating types") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType from = GENERATE(DType::f64, DType::f32, DType::bf16, DType::f16);
+  const DType to = GENERATE(DType::f64, DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 203);
+  for (int64_t n : {int64_t{1}, int64_t{7}, int64_t{4096}, int64_t{100003}}) {
+    const Tensor x = random(s.host, from, {n}, s.r, -1e5, 1e5);
+    if (n > 6) put(x, 0, kNaN), put(x, 1, kInfinity), put(x, 2, 1e-6), put(x, 3, -0.0), put(x, 4, 1e38);
+    // Also from and to places that are not 16-byte aligned.
+    for (int64_t shift : {int64_t{0}, int64_t{1}}) {
+      if (shift >= n) continue;
+      const auto tail = [&](const Tensor& t) { return t.slice(0, shift, n); };
+      const Twin in = s.upload(x).view(tail), out = s.poisoned(to, {n}).view(tail);
+      cast(s.host, {in.host, out.host});
+      cast(s.device, {in.device, out.device});
+      CHECK(same_bits(s.fetch(out, true), out.host_base));
+    }
+  }
+}
+
+TEST_CASE("CUDA reduce agrees with double sums, whatever the length, and repeats its bits") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16, DType::f64);
+  Sides s(*gpu, 204);
+  for (const auto& shape :
+       {Shape{1, 1}, Shape{5, 7}, Shape{300, 64}, Shape{3, 1024}, Shape{4, 1025}, Shape{2, 16384},
+        Shape{3, 16385}, Shape{2, 100003}, Shape{1, 1500000}, Shape{4, 0}})
+    for (ReduceArgs::Op op : {ReduceArgs::Op::sum, ReduceArgs::Op::mean, ReduceArgs::Op::max})
+      for (bool all : {false, true})
+        for (bool weighted : {false, true}) {
+          if (weighted && op != ReduceArgs::Op::sum) continue;
+          if (shape[1] == 0 && op != ReduceArgs::Op::sum) continue;
+          const Twin x = s.random(type, shape), w = weighted ? s.random(type, shape) : Twin{};
+          const Twin y = s.poisoned(DType::f64, all ? Shape{1} : Shape{shape[0]});
+          ReduceArgs args;
+          args.op = op, args.all = all, args.x = x.device, args.weight = w.device, args.y = y.device;
+          reduce(s.device, args);
+          const std::vector<double> xs = values(x.host),
+                                    ws = weighted ? values(w.host) : std::vector<double>{};
+          const size_t rows = static_cast<size_t>(y.host.numel()), n = rows == 0 ? 0 : xs.size() / rows;
+          std::vector<double> want;
+          for (size_t i = 0; i < rows; ++i) {
+            double sum = 0, most = -kInfinity;
+            for (size_t j = i * n; j < (i + 1) * n; ++j)
+              sum += xs[j] * (weighted ? ws[j] : 1.0), most = std::max(most, xs[j]);
+            want.push_back(op == ReduceArgs::Op::max    ? most
+                           : op == ReduceArgs::Op::mean ? sum / static_cast<double>(n)
+                                                        : sum);
+          }
+          INFO("shape " << shape.str() << " op " << static_cast<int>(op) << " all " << all);
+          // f64 sums of n terms of at most 1 in two orders.
+          check_close(s.fetch(y), want,
+                      {static_cast<double>(n) * 0x1p-52 * std::sqrt(static_cast<double>(n) + 1)});
+          const Tensor first = s.fetch(y);
+          s.poison_device(y);
+          reduce(s.device, args);
+          CHECK(same_bits(first, s.fetch(y)));
+        }
+}
+
+TEST_CASE("CUDA reduce: NaN propagates, infinities count, outputs keep their type") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  Sides s(*gpu, 205);
+  for (int64_t n : {int64_t{50}, int64_t{5000}, int64_t{50000}})
+    for (DType type : {DType::f32, DType::bf16})
+      for (ReduceArgs::Op op : {ReduceArgs::Op::sum, ReduceArgs::Op::mean, ReduceArgs::Op::max}) {
+        const Tensor t = random(s.host, type, {3, n}, s.r);
+        put(t, n / 2, kNaN);
+        put(t, 2 * n - 1, -kInfinity);
+        fill(t.select(0, 2), -kInfinity);
+        const Twin x = s.upload(t), y = s.poisoned(type, {3});
+        ReduceArgs args;
+        args.op = op, args.all = false, args.x = x.device, args.y = y.device;
+        reduce(s.device, args);
+        args.x = x.host, args.y = y.host;
+        reduce(s.host, args);
+        check_close(s.fetch(y), values(y.host), {1e-6});
+      }
+}
+
+TEST_CASE("CUDA element operators are recorded in a graph") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  Sides s(*gpu, 206);
+  const Twin x = s.random(DType::bf16, {64, 5000}), y = s.poisoned(DType::bf16, {64, 5000}),
+             wide = s.poisoned(DType::f32, {64, 5000}), sum = s.poisoned(DType::f32, {1});
+  s.check_graph(
+      [&] {
+        PointwiseArgs p;
+        p.op = Op::silu, p.a = x.device, p.y = y.device;
+        pointwise(s.device, p);
+        cast(s.device, {y.device, wide.device});
+        ReduceArgs args;
+        args.x = wide.device, args.y = sum.device;
+        reduce(s.device, args);
+      },
+      {y, wide, sum});
+}
