@@ -14,6 +14,8 @@
 // counted as given (the card's formula), N Bk elementwise; recurrent 4 N D E matmul + N D E elementwise;
 // quadratic 2 N^2 (D + E) matmul when tiles above the diagonal are executed, which this operator does not do:
 // it charges the tiles it runs (see linear_attention_cost).
+// A log_decay that breaks the rules throws UsageError on the CPU. A device cannot refuse what it reads
+// without stopping for the host, so on CUDA such a head's outputs and states are NaN.
 #pragma once
 #include "kernels/core/context.hpp"
 

@@ -1,0 +1,223 @@
+// The four forms of linear attention on the GPU against the recurrence in double precision on the host.
+#include <algorithm>
+
+#include "kernels/linear_attention/linear_attention.hpp"
+#include "tests/cuda_check.hpp"
+
+using namespace attnbench;
+using namespace attnbench::testing;
+using Form = LinearAttentionArgs::Form;
+
+namespace {
+
+struct Case {
+  Twin q, k, v, o, log_decay, state_in, state_out;
+  LinearAttentionArgs options;
+};
+
+LinearAttentionArgs on_device(const Case& c) {
+  LinearAttentionArgs a = c.options;
+  a.q = c.q.device, a.k = c.k.device, a.v = c.v.device, a.o = c.o.device, a.log_decay = c.log_decay.device;
+  a.state_in = c.state_in.device, a.state_out = c.state_out.device;
+  return a;
+}
+
+double at(const Tensor& t, int64_t i, int64_t j, int64_t k, int64_t l) {
+  return get(t, i * t.stride(0) + j * t.stride(1) + k * t.stride(2) + l);
+}
+
+/// Token by token in double; `scale` is the same recurrence over magnitudes, which bounds the rounding.
+void run_and_check(Sides& s, const Case& c) {
+  const int64_t b = c.q.host.dim(0), h = c.q.host.dim(1), n = c.q.host.dim(2), d = c.q.host.dim(3),
+                e = c.v.host.dim(3);
+  std::vector<double> o(static_cast<size_t>(b * h * n * e)), scale(o.size()), end, end_scale;
+  size_t out = 0;
+  for (int64_t i = 0; i < b; ++i)
+    for (int64_t j = 0; j < h; ++j) {
+      std::vector<double> sum(static_cast<size_t>(d * e)), magnitude(sum.size());
+      const double lambda = std::exp(get(c.log_decay.host, j));
+      for (int64_t x = 0; x < d * e && c.state_in; ++x) {
+        sum[static_cast<size_t>(x)] = at(c.state_in.host, i, j, x / e, x % e);
+        magnitude[static_cast<size_t>(x)] = std::fabs(sum[static_cast<size_t>(x)]);
+      }
+      const auto push = [&](int64_t t) {
+        for (int64_t x = 0; x < d; ++x)
+          for (int64_t y = 0; y < e; ++y) {
+            const double kv = at(c.k.host, i, j, t, x) * at(c.v.host, i, j, t, y);
+            double& m = magnitude[static_cast<size_t>(x * e + y)];
+            double& z = sum[static_cast<size_t>(x * e + y)];
+            z = lambda * z + kv, m = lambda * m + std::fabs(kv);
+          }
+      };
+      if (!c.options.causal)
+        for (int64_t t = 0; t < n; ++t) push(t);
+      for (int64_t t = 0; t < n; ++t) {
+        if (c.options.causal) push(t);
+        for (int64_t y = 0; y < e; ++y, ++out)
+          for (int64_t x = 0; x < d; ++x) {
+            const double q = at(c.q.host, i, j, t, x);
+            o[out] += q * sum[static_cast<size_t>(x * e + y)];
+            scale[out] += std::fabs(q) * magnitude[static_cast<size_t>(x * e + y)];
+          }
+      }
+      end.insert(end.end(), sum.begin(), sum.end());
+      end_scale.insert(end_scale.end(), magnitude.begin(), magnitude.end());
+    }
+  linear_attention(s.device, on_device(c));
+  const double terms = static_cast<double>(n + d + 8);
+  for (double& x : scale) x = terms * 0x1p-24 * x + 1e-30;
+  for (double& x : end_scale) x = terms * 0x1p-24 * x + 1e-30;
+  check_close(s.fetch(c.o), o, scale);
+  if (c.state_out) check_close(s.fetch(c.state_out), end, end_scale);
+}
+
+Case make(Sides& s, DType type, const Shape& bhn, int64_t d, int64_t e,
+          const std::vector<double>& log_decay) {
+  Case c;
+  c.q = s.random(type, {bhn[0], bhn[1], bhn[2], d});
+  c.k = s.random(type, {bhn[0], bhn[1], bhn[2], d});
+  c.v = s.random(type, {bhn[0], bhn[1], bhn[2], e});
+  c.o = s.poisoned(type, {bhn[0], bhn[1], bhn[2], e});
+  const Tensor l = s.host.allocate(DType::f32, {bhn[1]});
+  for (int64_t i = 0; i < bhn[1]; ++i) put(l, i, log_decay[static_cast<size_t>(i) % log_decay.size()]);
+  c.log_decay = s.upload(l);
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("CUDA: every form equals the recurrence, for ragged lengths, wide values and carried states") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 1001);
+  for (int round = 0; round < 16; ++round) {
+    const Shape bhn{s.r.integer(1, 2), s.r.integer(1, 3), s.r.integer(1, 330)};
+    Case c = make(s, type, bhn, s.r.integer(1, 80), s.r.integer(1, 140), {-0.5, 0.0, -0.01});
+    const int64_t d = c.q.host.dim(3), e = c.v.host.dim(3);
+    c.options.form = form;
+    c.options.block_size = round % 4 == 0 ? 64 : s.r.integer(1, 200);
+    if (round % 2 == 0) c.state_in = s.random(DType::f32, {bhn[0], bhn[1], d, e});
+    if (round % 3 == 0) c.state_out = s.poisoned(DType::f32, {bhn[0], bhn[1], d, e});
+    INFO("round " << round << " N " << bhn[2] << " D " << d << " E " << e << " block "
+                  << c.options.block_size);
+    run_and_check(s, c);
+  }
+}
+
+TEST_CASE("CUDA linear attention: large heads, and states too large for registers") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
+  Sides s(*gpu, 1002);
+  for (int64_t d : {64, 65, 128, 256, 257, 300}) {
+    Case c = make(s, DType::bf16, {1, 2, 90}, d, 33, {-0.02, 0.0});
+    c.options.form = form;
+    c.state_in = s.random(DType::f32, {1, 2, d, 33});
+    c.state_out = s.poisoned(DType::f32, {1, 2, d, 33});
+    INFO("D " << d);
+    run_and_check(s, c);
+    c.state_out = {};
+    s.poison_device(c.o);
+    run_and_check(s, c);
+  }
+}
+
+TEST_CASE("CUDA: without causality every query sees the whole sum") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
+  const DType type = GENERATE(DType::f32, DType::bf16);
+  Sides s(*gpu, 1003);
+  for (int64_t n : {1, 101, 5000}) {
+    Case c = make(s, type, {1, 2, n}, 17, 33, {0.0});
+    c.options.form = form, c.options.block_size = 24, c.options.causal = false;
+    run_and_check(s, c);
+    c.state_in = s.random(DType::f32, {1, 2, 17, 33});
+    c.state_out = s.poisoned(DType::f32, {1, 2, 17, 33});
+    run_and_check(s, c);
+  }
+}
+
+TEST_CASE("CUDA: strong decay over long ranges neither overflows nor leaves noise; bad decays give NaN") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
+  Sides s(*gpu, 1004);
+  Case c =
+      make(s, DType::f32, {1, 4, 700}, 8, 8, {-8.0, -100.0, -std::numeric_limits<double>::infinity(), -1e-6});
+  c.options.form = form;
+  for (int64_t block : {128, 700, 64, 5}) {
+    c.options.block_size = block;
+    run_and_check(s, c);
+  }
+  for (bool causal : {true, false}) {
+    const std::vector<double> decays =
+        causal ? std::vector<double>{0.5, std::numeric_limits<double>::quiet_NaN(), -0.5}
+               : std::vector<double>{-0.5, std::numeric_limits<double>::quiet_NaN(), 0.0};
+    Case bad = make(s, DType::f32, {1, 3, 70}, 8, 8, decays);
+    bad.options.form = form, bad.options.causal = causal;
+    bad.state_out = s.poisoned(DType::f32, {1, 3, 8, 8});
+    linear_attention(s.device, on_device(bad));
+    for (const Tensor& t : {s.fetch(bad.o), s.fetch(bad.state_out)}) {
+      const std::vector<double> got = values(t);
+      const size_t each_head = got.size() / 3;
+      for (size_t i = 0; i < got.size(); ++i) REQUIRE(std::isnan(got[i]) == (i < 2 * each_head));
+    }
+  }
+}
+
+TEST_CASE("CUDA: a sequence may be cut and continued from its state, in place; heads may be views") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
+  Sides s(*gpu, 1005);
+  const Twin qkv = s.random(DType::f32, {2, 150, 3, 4, 16});
+  const auto heads = [&](int i) {
+    return qkv.view([=](const Tensor& t) { return t.select(2, i).transpose(1, 2); });
+  };
+  Case whole = make(s, DType::f32, {2, 4, 150}, 16, 16, {-0.1, -0.02});
+  whole.options.form = form, whole.options.block_size = 32;
+  whole.q = heads(0), whole.k = heads(1), whole.v = heads(2);
+  whole.o = s.poisoned(DType::f32, {2, 150, 4, 16}).view([](const Tensor& t) { return t.transpose(1, 2); });
+  run_and_check(s, whole);
+  const Tensor want = s.fetch(whole.o);
+  s.poison_device(whole.o);
+  const Tensor zero = s.host.allocate(DType::f32, {2, 4, 16, 16});
+  fill(zero, 0.0);
+  const Twin state = s.upload(zero);
+  for (const auto& [begin, end] : {std::pair{0, 1}, std::pair{1, 47}, std::pair{47, 150}}) {
+    LinearAttentionArgs part = on_device(whole);
+    for (Tensor* t : {&part.q, &part.k, &part.v, &part.o}) *t = t->slice(2, begin, end);
+    part.state_in = part.state_out = state.device;
+    linear_attention(s.device, part);
+  }
+  check_norm(s.fetch(whole.o), values(want), 166 * 0x1p-23);
+}
+
+TEST_CASE("CUDA linear attention: no tokens, no heads, no width; graphs") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
+  Sides s(*gpu, 1006);
+  for (const auto& shape : {Shape{1, 2, 0}, Shape{0, 2, 5}}) {
+    Case none = make(s, DType::f32, shape, 3, 4, {-0.1});
+    none.options.form = form;
+    none.state_in = s.random(DType::f32, {shape[0], shape[1], 3, 4});
+    none.state_out = s.poisoned(DType::f32, {shape[0], shape[1], 3, 4});
+    linear_attention(s.device, on_device(none));
+    CHECK(same_bits(s.fetch(none.state_out), none.state_in.host));
+    none.state_in = {};
+    s.poison_device(none.state_out);
+    linear_attention(s.device, on_device(none));
+    for (double x : values(s.fetch(none.state_out))) CHECK(x == 0.0);
+  }
+  Case flat = make(s, DType::f32, {1, 2, 70}, 0, 5, {-0.1});
+  flat.options.form = form;
+  run_and_check(s, flat);
+  Case c = make(s, DType::bf16, {2, 2, 200}, 32, 40, {-0.1, -0.02});
+  c.options.form = form;
+  c.state_out = s.poisoned(DType::f32, {2, 2, 32, 40});
+  s.check_graph([&] { linear_attention(s.device, on_device(c)); }, {c.o, c.state_out});
+}
