@@ -8,6 +8,9 @@ find_package(nlohmann_json REQUIRED)
 find_package(Eigen3 REQUIRED NO_MODULE)
 find_package(PkgConfig REQUIRED)
 
+# The history of runs. Tables are STRICT: 3.37.
+pkg_check_modules(SQLITE REQUIRED IMPORTED_TARGET sqlite3>=3.37)
+
 find_package(yaml-cpp REQUIRED)
 add_library(attnbench_yaml INTERFACE)
 if(TARGET yaml-cpp::yaml-cpp)
