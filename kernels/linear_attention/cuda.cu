@@ -1,5 +1,6 @@
 // Linear attention on CUDA: products of 64 x 64 tiles in f32 from shared memory, sums over blocks by a scan,
-// one rounding at the end. Exact for every head size and stride; no tensor cores yet.
+// one rounding at the end, for every head size and stride. bf16 and f16 whose rows allow 16-byte accesses go
+// to the tensor cores (cuda_sm80.cu) in all forms but the recurrence and the square without causality.
 //
 //   chunk       one thread block per head and 64 value columns walks the blocks and carries the state
 //   parallel    all block sums, a decayed exclusive scan, all outputs from scanned sums and their own block
@@ -9,6 +10,7 @@
 #include <algorithm>
 
 #include "kernels/core/cuda_kernel.cuh"
+#include "kernels/linear_attention/cuda_sm80.cuh"
 #include "kernels/linear_attention/linear_attention.hpp"
 
 namespace attnbench {
@@ -422,7 +424,8 @@ unsigned blocks_for(int64_t items) {
 template <class T>
 class Run {
  public:
-  Run(Context& ctx, const LinearAttentionArgs& args) : ctx_(ctx), args_(args) {
+  Run(Context& ctx, const LinearAttentionArgs& args)
+      : ctx_(ctx), args_(args), tensor_cores_(cuda_linear::usable(ctx, args)) {
     const auto strides = [](const Tensor& t, int64_t* to, int count) {
       for (int i = 0; i < count; ++i) to[i] = t.stride(i);
     };
@@ -464,6 +467,7 @@ class Run {
   void block_sums() {
     sums_ = ctx_.allocate(DType::f32, {w_.heads, w_.blocks, w_.d, w_.e});
     w_.sums = sums_.data<float>();
+    if (tensor_cores_) return cuda_linear::segment_sums(ctx_, args_, w_.block, w_.sums);
     const int64_t items = w_.heads * w_.blocks * w_.tiles_d * w_.tiles_e;
     if (items == 0) return;
     block_sums_kernel<T><<<blocks_for(items), kThreads, 0, stream()>>>(w_);
@@ -474,7 +478,15 @@ class Run {
     scan_kernel<T><<<grid_for(ctx_, w_.heads * w_.d * w_.e, kThreads), kThreads, 0, stream()>>>(w_, total);
     CUDA_CHECK_LAUNCH();
   }
+  /// From scanned sums; blocks of `block` rows within the sums' own.
+  void walk(bool total, int64_t block) {
+    cuda_linear::Walk plan;
+    plan.segment = w_.block, plan.block = block, plan.states = w_.sums;
+    plan.head_step = w_.blocks * w_.d * w_.e, plan.segment_step = total ? 0 : w_.d * w_.e;
+    cuda_linear::walk(ctx_, args_, plan);
+  }
   void outputs(bool total) {
+    if (tensor_cores_) return walk(total, w_.block);
     const int64_t items = w_.heads * w_.blocks * ((w_.block + kTile - 1) / kTile) * w_.tiles_e;
     if (items == 0) return;
     outputs_kernel<T><<<blocks_for(items), kThreads, 0, stream()>>>(w_, total);
@@ -498,6 +510,19 @@ class Run {
   }
 
   void chunk() {
+    if (tensor_cores_) {
+      const int64_t block = w_.block, segments = cuda_linear::useful_segments(ctx_, args_, block);
+      if (segments == 1) {
+        cuda_linear::Walk plan;
+        plan.segment = w_.n, plan.block = block, plan.last_state = true;
+        return cuda_linear::walk(ctx_, args_, plan);
+      }
+      // Few heads: segments of whole blocks side by side, from the sums of those before them.
+      set_block(((w_.n + segments - 1) / segments + block - 1) / block * block);
+      block_sums();
+      scan(false);
+      return walk(false, block);
+    }
     if (!w_.state_out) {
       sums_ = ctx_.allocate(DType::f32, {w_.heads, w_.d, w_.e});
       w_.sums = sums_.data<float>();
@@ -524,7 +549,11 @@ class Run {
 
   void quadratic() {
     const int64_t items = w_.heads * ((w_.n + kTile - 1) / kTile) * w_.tiles_e;
-    if (items > 0) {
+    if (tensor_cores_ && args_.causal) {
+      cuda_linear::Walk plan;
+      plan.segment = kTile, plan.whole = true;
+      cuda_linear::walk(ctx_, args_, plan);
+    } else if (items > 0) {
       quadratic_kernel<T><<<blocks_for(items), kThreads, 0, stream()>>>(w_);
       CUDA_CHECK_LAUNCH();
     }
@@ -535,6 +564,7 @@ class Run {
 
   Context& ctx_;
   const LinearAttentionArgs& args_;
+  const bool tensor_cores_;
   LinearWork w_{};
   Tensor sums_;
 };

@@ -26,6 +26,13 @@ double at(const Tensor& t, int64_t i, int64_t j, int64_t k, int64_t l) {
   return get(t, i * t.stride(0) + j * t.stride(1) + k * t.stride(2) + l);
 }
 
+/// Whether 16-bit operands meet on the tensor cores; otherwise everything is f32 until the end.
+bool rounds_operands(const Case& c) {
+  return c.q.host.dtype() != DType::f32 && c.options.form != Form::recurrent &&
+         (c.options.causal || c.options.form != Form::quadratic) && c.q.host.dim(3) % 8 == 0 &&
+         c.v.host.dim(3) % 8 == 0 && c.q.host.dim(3) <= 256;
+}
+
 /// Token by token in double; `scale` is the same recurrence over magnitudes, which bounds the rounding.
 void run_and_check(Sides& s, const Case& c) {
   const int64_t b = c.q.host.dim(0), h = c.q.host.dim(1), n = c.q.host.dim(2), d = c.q.host.dim(3),
@@ -40,10 +47,16 @@ void run_and_check(Sides& s, const Case& c) {
         sum[static_cast<size_t>(x)] = at(c.state_in.host, i, j, x / e, x % e);
         magnitude[static_cast<size_t>(x)] = std::fabs(sum[static_cast<size_t>(x)]);
       }
+      const auto row = [&](const Tensor& of, int64_t t) {
+        std::vector<double> r;
+        for (int64_t x = 0; x < of.dim(3); ++x) r.push_back(at(of, i, j, t, x));
+        return r;
+      };
       const auto push = [&](int64_t t) {
+        const std::vector<double> k = row(c.k.host, t), v = row(c.v.host, t);
         for (int64_t x = 0; x < d; ++x)
           for (int64_t y = 0; y < e; ++y) {
-            const double kv = at(c.k.host, i, j, t, x) * at(c.v.host, i, j, t, y);
+            const double kv = k[static_cast<size_t>(x)] * v[static_cast<size_t>(y)];
             double& m = magnitude[static_cast<size_t>(x * e + y)];
             double& z = sum[static_cast<size_t>(x * e + y)];
             z = lambda * z + kv, m = lambda * m + std::fabs(kv);
@@ -53,22 +66,33 @@ void run_and_check(Sides& s, const Case& c) {
         for (int64_t t = 0; t < n; ++t) push(t);
       for (int64_t t = 0; t < n; ++t) {
         if (c.options.causal) push(t);
-        for (int64_t y = 0; y < e; ++y, ++out)
-          for (int64_t x = 0; x < d; ++x) {
-            const double q = at(c.q.host, i, j, t, x);
-            o[out] += q * sum[static_cast<size_t>(x * e + y)];
-            scale[out] += std::fabs(q) * magnitude[static_cast<size_t>(x * e + y)];
+        const std::vector<double> q_row = row(c.q.host, t);
+        for (int64_t x = 0; x < d; ++x) {
+          const double q = q_row[static_cast<size_t>(x)];
+          for (int64_t y = 0; y < e; ++y) {
+            const size_t to = out + static_cast<size_t>(y);
+            o[to] += q * sum[static_cast<size_t>(x * e + y)];
+            scale[to] += std::fabs(q) * magnitude[static_cast<size_t>(x * e + y)];
           }
+        }
+        out += static_cast<size_t>(e);
       }
       end.insert(end.end(), sum.begin(), sum.end());
       end_scale.insert(end_scale.end(), magnitude.begin(), magnitude.end());
     }
   linear_attention(s.device, on_device(c));
   const double terms = static_cast<double>(n + d + 8);
-  for (double& x : scale) x = terms * 0x1p-24 * x + 1e-30;
-  for (double& x : end_scale) x = terms * 0x1p-24 * x + 1e-30;
+  // Operands are rounded once: scores; weighed keys; and the state, made of weighed keys. Independent errors
+  // add up to 0.7 units in the norm, which few elements can double. f16 keeps 2^-39 of a tile's largest.
+  const double unit = rounds_operands(c) ? rounding_of(c.q.host.dtype()) : 0.0;
+  const auto bound = [&](std::vector<double>& x, double units) {
+    const double most = x.empty() ? 0.0 : *std::max_element(x.begin(), x.end());
+    for (double& y : x) y = (terms * 0x1p-24 + units) * y + units * 0x1p-24 * most + 1e-30;
+  };
+  bound(scale, 2.05 * unit), bound(end_scale, 1.05 * unit);
   check_close(s.fetch(c.o), o, scale);
   if (c.state_out) check_close(s.fetch(c.state_out), end, end_scale);
+  if (unit > 0.0) check_norm(s.fetch(c.o), o, 2 * unit);
 }
 
 Case make(Sides& s, DType type, const Shape& bhn, int64_t d, int64_t e,
@@ -124,18 +148,72 @@ TEST_CASE("CUDA linear attention: large heads, and states too large for register
   }
 }
 
+TEST_CASE("CUDA linear attention on tensor cores: head sizes, ragged blocks, carried states, cut sequences") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::quadratic);
+  const DType type = GENERATE(DType::bf16, DType::f16);
+  Sides s(*gpu, 1007);
+  for (int round = 0; round < 24; ++round) {
+    // Lengths beyond 2048 with few heads are cut into segments of 1024 rows and more.
+    const bool lengthy = round % 8 == 7;
+    const Shape bhn{s.r.integer(1, 2), s.r.integer(1, 3),
+                    lengthy ? s.r.integer(2048, 3500) : s.r.integer(1, 420)};
+    const int64_t widest = lengthy ? 10 : 32;
+    Case c = make(s, type, bhn, 8 * s.r.integer(1, widest), 8 * s.r.integer(1, widest), {-0.5, 0.0, -0.01});
+    const int64_t d = c.q.host.dim(3), e = c.v.host.dim(3);
+    c.options.form = form;
+    c.options.block_size = round % 3 == 0   ? 64
+                           : round % 3 == 1 ? 64 * s.r.integer(1, 4)
+                                            : s.r.integer(1, 200);
+    // A state of 256 KiB per block and head: not a state per row.
+    if (form == Form::parallel) c.options.block_size = std::max<int64_t>(c.options.block_size, 16);
+    if (round % 2 == 0 || lengthy) c.state_in = s.random(DType::f32, {bhn[0], bhn[1], d, e});
+    if (round % 4 < 2 || lengthy) c.state_out = s.poisoned(DType::f32, {bhn[0], bhn[1], d, e});
+    INFO("round " << round << " N " << bhn[2] << " D " << d << " E " << e << " block "
+                  << c.options.block_size);
+    run_and_check(s, c);
+  }
+}
+
+TEST_CASE("CUDA linear attention on tensor cores: f16 sums beyond f16's range, and scores below it") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Form form = GENERATE(Form::chunk, Form::parallel, Form::quadratic);
+  Sides s(*gpu, 1008);
+  const auto fill_range = [&](const Twin& t, double most) {
+    randomize(t.host, s.r, -most, most);
+    copy(s.device, t.host, t.device);
+  };
+  const auto run = [&](double q, double k, double v, double k_late) {
+    Case c = make(s, DType::f16, {1, 2, 700}, 64, 72, {0.0, -0.02});
+    fill_range(c.q, q), fill_range(c.k, k), fill_range(c.v, v);
+    randomize(c.k.host.slice(2, 300, 500), s.r, -k_late, k_late);
+    copy(s.device, c.k.host, c.k.device);
+    c.options.form = form, c.options.block_size = 128;
+    INFO("q " << q << " k " << k << " v " << v << " later k " << k_late);
+    run_and_check(s, c);
+  };
+  run(1e-3, 300, 300, 300);    // states of 10^6
+  run(300, 300, 1e-3, 300);    // scores of 10^5
+  run(2e-3, 2e-3, 2e4, 2e-3);  // scores of 10^-5
+  run(1e-3, 300, 300, 0.0);    // tiles without a score, under a large state
+}
+
 TEST_CASE("CUDA: without causality every query sees the whole sum") {
   Backend* gpu = open_device();
   if (!gpu) return;
   const Form form = GENERATE(Form::chunk, Form::parallel, Form::recurrent, Form::quadratic);
   const DType type = GENERATE(DType::f32, DType::bf16);
+  const auto width = GENERATE(std::pair<int64_t, int64_t>{17, 33}, std::pair<int64_t, int64_t>{24, 40});
   Sides s(*gpu, 1003);
   for (int64_t n : {1, 101, 5000}) {
-    Case c = make(s, type, {1, 2, n}, 17, 33, {0.0});
+    const auto [d, e] = width;
+    Case c = make(s, type, {1, 2, n}, d, e, {0.0});
     c.options.form = form, c.options.block_size = 24, c.options.causal = false;
     run_and_check(s, c);
-    c.state_in = s.random(DType::f32, {1, 2, 17, 33});
-    c.state_out = s.poisoned(DType::f32, {1, 2, 17, 33});
+    c.state_in = s.random(DType::f32, {1, 2, d, e});
+    c.state_out = s.poisoned(DType::f32, {1, 2, d, e});
     run_and_check(s, c);
   }
 }
@@ -156,14 +234,16 @@ TEST_CASE("CUDA: strong decay over long ranges neither overflows nor leaves nois
     const std::vector<double> decays =
         causal ? std::vector<double>{0.5, std::numeric_limits<double>::quiet_NaN(), -0.5}
                : std::vector<double>{-0.5, std::numeric_limits<double>::quiet_NaN(), 0.0};
-    Case bad = make(s, DType::f32, {1, 3, 70}, 8, 8, decays);
-    bad.options.form = form, bad.options.causal = causal;
-    bad.state_out = s.poisoned(DType::f32, {1, 3, 8, 8});
-    linear_attention(s.device, on_device(bad));
-    for (const Tensor& t : {s.fetch(bad.o), s.fetch(bad.state_out)}) {
-      const std::vector<double> got = values(t);
-      const size_t each_head = got.size() / 3;
-      for (size_t i = 0; i < got.size(); ++i) REQUIRE(std::isnan(got[i]) == (i < 2 * each_head));
+    for (DType type : {DType::f32, DType::bf16, DType::f16}) {
+      Case bad = make(s, type, {1, 3, 70}, 8, 8, decays);
+      bad.options.form = form, bad.options.causal = causal;
+      bad.state_out = s.poisoned(DType::f32, {1, 3, 8, 8});
+      linear_attention(s.device, on_device(bad));
+      for (const Tensor& t : {s.fetch(bad.o), s.fetch(bad.state_out)}) {
+        const std::vector<double> got = values(t);
+        const size_t each_head = got.size() / 3;
+        for (size_t i = 0; i < got.size(); ++i) REQUIRE(std::isnan(got[i]) == (i < 2 * each_head));
+      }
     }
   }
 }
