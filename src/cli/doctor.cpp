@@ -179,10 +179,45 @@ Finding machine(const Environment& e) {
   return {"machine", Level::good, text_of(e, "cpu_model"), ""};
 }
 
-Finding cuda() {
+std::vector<Finding> cuda() {
   std::string why;
-  if (const Backend* b = cuda_backend(why)) return {"CUDA", Level::good, b->description(), ""};
-  return {"CUDA", Level::note, "not usable", why};
+  Backend* b = cuda_backend(why);
+  if (!b) return {{"CUDA", Level::note, "not usable", why}};
+  const DeviceFacts f = b->facts();
+  std::vector<Finding> out{
+      {"CUDA", Level::good,
+       fmt::format("{}; driver for CUDA {}, built with {}", b->description(), f.driver, f.runtime), ""}};
+  const DeviceMemory m = b->memory_info();
+  const std::string memory = fmt::format("{} of {} free", bytes_text(m.free), bytes_text(m.total));
+  // The context of this program itself takes some hundred MiB.
+  if (m.total - m.free > (int64_t{2} << 30))
+    out.push_back(
+        {"GPU memory", Level::warn, memory,
+         "another program is using the card: its work is in the samples, too (nvidia-smi shows it)"});
+  else
+    out.push_back({"GPU memory", Level::good, memory, ""});
+  const DeviceState s = b->read_state();
+  if (!s.why.empty()) {
+    out.push_back({"GPU sensors", Level::note, "not read: " + s.why,
+                   "clocks and throttling will not be in the results"});
+    return out;
+  }
+  std::string found;
+  const auto add = [&found](const std::string& text) { found += (found.empty() ? "" : ", ") + text; };
+  if (s.sm_clock_mhz && s.sm_clock_max_mhz)
+    add(fmt::format("SM clock {} of {} MHz", *s.sm_clock_mhz, *s.sm_clock_max_mhz));
+  if (s.temperature_c) add(fmt::format("{} °C", *s.temperature_c));
+  if (s.power_w && s.power_limit_w) add(fmt::format("{:.0f} of {:.0f} W", *s.power_w, *s.power_limit_w));
+  if (s.driver) add("driver " + *s.driver);
+  if (s.throttle.empty()) {
+    out.push_back({"GPU sensors", Level::good, found.empty() ? "nothing told" : found, ""});
+    return out;
+  }
+  std::string reasons;
+  for (const std::string& r : s.throttle) reasons += (reasons.empty() ? "" : ", ") + r;
+  out.push_back({"GPU sensors", Level::warn, found + "; held back by " + reasons,
+                 "wait until the card is idle and cool; a clock that somebody set stays as it is"});
+  return out;
 }
 
 Finding noise_finding(const Noise& n) {
@@ -209,7 +244,8 @@ int doctor(const Options& o, const GlobalOptions& global) {
   std::vector<Finding> findings{build(), machine(e), governor(e), turbo(e),
                                 load(e), threads(e), quota(e),    huge_pages(e)};
   for (Finding& f : openblas(e)) findings.push_back(std::move(f));
-  findings.insert(findings.end(), {memory(), clock_source(), cuda()});
+  findings.insert(findings.end(), {memory(), clock_source()});
+  for (Finding& f : cuda()) findings.push_back(std::move(f));
   note(global.quiet || o.noise_s <= 0, fmt::format("measuring noise for {}", duration_text(o.noise_s)));
   std::optional<Noise> noise;
   if (o.noise_s > 0) {

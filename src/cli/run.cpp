@@ -283,6 +283,7 @@ class Watcher final : public RunObserver {
   Watcher(Journal& journal, const GlobalOptions& global)
       : journal_(journal), progress_(global.quiet, global.color) {}
 
+  void run_started(const RunResult& run) override { count_ = run.suite.cases.size(); }
   void case_started(size_t, size_t count, const Case& c, std::optional<double> eta_s) override {
     count_ = count;
     progress_.begin(done_, count, c.name, eta_s);

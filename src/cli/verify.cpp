@@ -13,6 +13,12 @@
 #include "cli/program.hpp"
 #include "cli/terminal.hpp"
 #include "cli/text.hpp"
+#include "inputs/atomic_file.hpp"
+#include "measure/clock.hpp"
+#include "measure/environment.hpp"
+#include "report/device_report.hpp"
+#include "report/files.hpp"
+#include "report/results_json.hpp"
 
 namespace attnbench {
 
@@ -22,7 +28,8 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::vector<std::string> methods;
-  std::string dtypes = "f32", device = "cpu";
+  std::string dtypes = "f32", device = "cpu", report;
+  std::vector<std::string> results;
   bool all = false;
   int threads = 0;
 };
@@ -78,6 +85,36 @@ std::string table_of(const std::vector<Line>& lines, bool color) {
   return t.str(color, "", stdout_width());
 }
 
+DeviceReport report_of(const std::vector<Line>& lines, Backend& backend, const Options& o) {
+  DeviceReport r;
+  r.written_at = utc_now();
+  r.device = o.device;
+  r.description = backend.description();
+  r.environment = collect_environment(o.threads, &backend);
+  for (const Line& l : lines) {
+    const std::string dtype(name(l.dtype));
+    if (r.lines.empty() || r.lines.back().method != l.method || r.lines.back().dtype != dtype)
+      r.lines.push_back({.method = l.method, .dtype = dtype, .failures = {}, .unsupported_reason = {}});
+    DeviceReport::Line& line = r.lines.back();
+    const MethodCheck& c = l.check;
+    if (c.outcome.checked) {
+      line.tolerance = c.outcome.result.tolerance;
+      if (!(l.worst() <= line.worst_relative_l2)) line.worst_relative_l2 = l.worst();
+    }
+    if (c.status == CaseStatus::ok) {
+      ++line.passed;
+    } else if (c.status == CaseStatus::unsupported) {
+      ++line.unsupported;
+      if (c.variation == "example") line.unsupported_reason = c.reason;
+    } else {
+      ++line.failed;
+      line.failures.push_back(c.variation + ": " + c.reason);
+    }
+  }
+  for (const std::string& file : o.results) r.runs.emplace_back(file, run_from_json(read_file(file), file));
+  return r;
+}
+
 int verify(const Options& o, const GlobalOptions& global) {
   std::vector<const Method*> methods;
   if (o.all == !o.methods.empty()) throw UsageError("name methods, or give --all");
@@ -85,6 +122,11 @@ int verify(const Options& o, const GlobalOptions& global) {
   if (o.all) methods = all_methods();
   std::vector<DType> dtypes;
   for (const std::string& word : comma_list("--dtype", o.dtypes)) dtypes.push_back(parse_dtype(word));
+  if (o.report.empty() && !o.results.empty())
+    throw UsageError("--results: its ratios go into a report, name one by --report FILE");
+  for (const std::string& file : o.results)
+    run_from_json(read_file(file), file);  // before the work, not after
+  if (!o.report.empty()) require_writable(o.report);
   Backend& backend = backend_of(o.device);
 
   std::vector<Line> lines;
@@ -116,6 +158,10 @@ int verify(const Options& o, const GlobalOptions& global) {
       progress.end(done, count, what, bad ? fmt::format("{} of {} failed", bad, checks.size()) : "ok", false);
     }
   progress.clear();
+  if (!o.report.empty()) {
+    write_file_atomically(o.report, to_json(report_of(lines, backend, o)));
+    note(global.quiet, "the report is in " + o.report);
+  }
   if (global.json) {
     Json list = Json::array();
     for (const Line& l : lines) list.push_back(line_json(l));
@@ -150,9 +196,18 @@ const bool registered = register_command(
            sub.add_option("-t,--threads", o->threads, "CPU threads; default all")
                ->check(CLI::Range(1, 4096))
                ->type_name("N");
+           sub.add_option(
+                  "--report", o->report,
+                  "writes what the device was seen to do: revision, card, driver, passed and failed by "
+                  "method and dtype")
+               ->type_name("FILE");
+           sub.add_option("--results", o->results,
+                          "results of a run, whose ratios and claims go into --report; repeat for several")
+               ->type_name("FILE");
            sub.footer(
                "Examples:\n"
                "  attnbench verify hilo sra\n"
+               "  attnbench verify --all --dtype f32,bf16,f16 --device cuda --report reports/gpu/h100.json\n"
                "  attnbench verify --all --dtype f32,bf16,f16\n"
                "\n"
                "Each method runs at its example and at variations of it (odd sizes, one token, batches, "

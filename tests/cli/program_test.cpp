@@ -4,6 +4,8 @@
 #include <set>
 
 #include "methods/method.hpp"
+#include "report/json_schema.hpp"
+#include "report/schemas.hpp"
 #include "tests/catch.hpp"
 #include "tests/cli/drive.hpp"
 
@@ -94,6 +96,24 @@ TEST_CASE("a device that is not usable says why") {
   CHECK(r.code == 3);
   CHECK_THAT(r.err, ContainsSubstring("/nowhere/x.so"));
   CHECK(program({"verify", "dense", "--device", "tpu"}).code == 2);
+}
+
+TEST_CASE("verify --report writes what a device was seen to do") {
+  const drive::TempFolder folder;
+  const std::string file = (folder / "report.json").string();
+  const auto r = program({"verify", "dense", "--dtype", "f32,bf16", "--report", file, "--quiet"});
+  CHECK(r.code == 0);
+  const std::string text = drive::read(file);
+  for (const std::string& v : attnbench::validate_json(attnbench::schemas().at("device_report"), text))
+    FAIL_CHECK(v);
+  const json j = json::parse(text);
+  CHECK(j.at("device") == "cpu");
+  CHECK(j.at("methods").size() == 2);
+  CHECK(j.at("methods")[0].at("passed").get<int>() > 3);
+  CHECK(j.at("passed") ==
+        j.at("methods")[0].at("passed").get<int>() + j.at("methods")[1].at("passed").get<int>());
+  CHECK(program({"verify", "dense", "--results", file}).code == 2);
+  CHECK(program({"verify", "dense", "--report", "/no/such/folder/x.json"}).code == 2);
 }
 
 TEST_CASE("list --json names every method with what describe says of it") {
