@@ -374,7 +374,8 @@ Cost attention_cost(const AttentionArgs& args) {
   return cost_of(args, s, charged_pairs(args, s));
 }
 
-void attention(Context& ctx, const AttentionArgs& args) {
+namespace {
+void check_and_charge(Context& ctx, const AttentionArgs& args) {
   check_attention(args);
   const AttentionSizes s = attention_sizes(args);
   // Pairs that depend on data are counted in the accounting pass only, from copies where they live on a
@@ -389,7 +390,17 @@ void attention(Context& ctx, const AttentionArgs& args) {
     pairs = charged_pairs(counted, s);
   }
   ctx.cost().charge(cost_of(args, s, pairs));
+}
+}  // namespace
+
+void attention(Context& ctx, const AttentionArgs& args) {
+  check_and_charge(ctx, args);
   ctx.backend().attention(ctx, args);
+}
+
+void library_attention(Context& ctx, const AttentionArgs& args) {
+  check_and_charge(ctx, args);
+  ctx.backend().library_attention(ctx, args);
 }
 
 }  // namespace attnbench

@@ -64,6 +64,10 @@ struct AttentionArgs {
   int64_t split_keys = 0;
 };
 void attention(Context& ctx, const AttentionArgs& args);
+/// The same maths at the same charge by the vendor's library (CUDA: cuDNN's fused attention), the yardstick
+/// of the engine: every pair or every causal pair (M >= N), bf16 and f16, no score rules, no outputs besides
+/// o. Throws Unsupported with the reason for everything else, and where there is no such library.
+void library_attention(Context& ctx, const AttentionArgs& args);
 /// What `attention` charges for these arguments.
 Cost attention_cost(const AttentionArgs& args);
 

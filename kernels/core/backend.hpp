@@ -20,6 +20,7 @@
 //      operator            arguments               contract
 #define ATTNBENCH_OPERATORS(X)                                                     \
   X(attention, AttentionArgs)               /* kernels/attention/attention.hpp */  \
+  X(library_attention, AttentionArgs)       /* kernels/attention/attention.hpp */  \
   X(gemm, GemmArgs)                         /* kernels/gemm/gemm.hpp */            \
   X(avg_pool2d, AvgPool2dArgs)              /* kernels/pool/pool.hpp */            \
   X(normalize, NormArgs)                    /* kernels/norm/norm.hpp */            \

@@ -155,6 +155,7 @@ class MethodExecutor : public Executor {
     a.counted = ctx_->cost().total();
     a.by_stage = ctx_->cost().by_stage();
     a.form = instance_->cost();
+    a.decisions = instance_->decisions();
     const MemoryUse& m = ctx_->memory();
     a.memory.inputs = m.peak_of(MemoryClass::input);
     a.memory.weights = m.peak_of(MemoryClass::weight);
@@ -172,7 +173,11 @@ class MethodExecutor : public Executor {
     o.clock = setup_.clock;
     o.memory_limit = memory_limit_;
     o.weights_file = setup_.weights_file;
-    return verify_case(*ctx_, method_, *instance_, case_.problem, case_.params, o);
+    // A smaller instance must not settle anew what this one has settled: it would be other code that is
+    // checked.
+    std::map<std::string, Value> given = case_.params;
+    for (const Decision& d : instance_->decisions()) given[d.param] = d.value;
+    return verify_case(*ctx_, method_, *instance_, case_.problem, given, o);
   }
 
   AnalysisResult analyze(const std::string& id, const std::map<std::string, Value>& arguments) override {
@@ -431,8 +436,8 @@ std::unique_ptr<Executor> make_executor(const Case& c, const ExecutorSetup& setu
   Backend* backend = setup.backend;
   if (!backend && c.device == "cuda") backend = cuda_backend(why);
   if (!backend)
-    throw Unsupported("the device '" + c.device + "' cannot be measured here" +
-                      (why.empty() ? ": only cpu and cuda can" : ": " + why));
+    throw DeviceAbsent("the device '" + c.device + "' is not usable here" +
+                       (why.empty() ? ": only cpu and cuda can be measured" : ": " + why));
   return std::make_unique<DeviceExecutor>(c, setup, *backend);
 }
 

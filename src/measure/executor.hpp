@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/error.hpp"
 #include "measure/estimate.hpp"
 #include "measure/results.hpp"
 #include "measure/sampler.hpp"
@@ -21,6 +22,7 @@ struct Accounting {
   std::map<std::string, Cost> by_stage;  ///< "": outside every stage
   ClosedForm form;
   MemoryBytes memory;
+  std::vector<Decision> decisions;
   double seconds = 0;       ///< of this one run, unwarmed
   int64_t nan_outputs = 0;  ///< elements still NaN after the run, whether poison or result
 };
@@ -67,7 +69,13 @@ struct ExecutorSetup {
 };
 using ExecutorFactory = std::function<std::unique_ptr<Executor>(const Case&, const ExecutorSetup&)>;
 
-/// The executor of the case's device. Throws Unsupported for a device that cannot be measured here.
+/// A device that is not usable here: its cases are skipped, whatever the method could do there.
+class DeviceAbsent : public Error {
+ public:
+  using Error::Error;
+};
+
+/// The executor of the case's device. Throws DeviceAbsent for one that is not usable here.
 std::unique_ptr<Executor> make_executor(const Case& c, const ExecutorSetup& setup);
 
 /// Stage times by a clock: exclusive of inner stages, summed over the repetitions of a stage within a run.

@@ -8,12 +8,14 @@
 #include <vector>
 
 #include "kernels/core/cost.hpp"
+#include "methods/method.hpp"
 #include "methods/value.hpp"
 #include "suite/suite.hpp"
 
 namespace attnbench {
 
-/// ok: measured. skipped: did not fit or was cut. unsupported: the method says no. failed: an error, or
+/// ok: measured. skipped: did not fit, was cut, or its device
+/// is not here. unsupported: the method says no. failed: an error, or
 /// verification failed. unverified: measured values exist but nothing checked them (never timed as a
 /// headline). inconsistent: a figure above the machine's measured ceiling; its rates are withheld.
 enum class CaseStatus : uint8_t { ok, skipped, unsupported, failed, unverified, inconsistent };
@@ -98,6 +100,7 @@ struct CaseResult {
   CaseStatus status = CaseStatus::ok;
   std::string reason;                   ///< why not ok; a full sentence
   std::map<std::string, Value> params;  ///< resolved
+  std::vector<Decision> decisions;      ///< parameters that were settled while preparing
   std::optional<Verification> verification;
   std::optional<Timing> time;
   std::optional<Sustained> sustained;  ///< devices only

@@ -341,6 +341,7 @@ class Run {
     r.formula = a.form.cost;
     r.published_macs = a.form.published_macs;
     r.parameters = a.form.parameters;
+    r.decisions = a.decisions;
     r.memory = a.memory;
     r.formula_matches = a.counted == a.form.cost;
     if (!r.formula_matches && !a.form.data_dependent) {
@@ -521,6 +522,9 @@ class Run {
       std::rethrow_exception(failure);
     } catch (const Unsupported& e) {
       r.status = CaseStatus::unsupported;
+      r.reason = e.what();
+    } catch (const DeviceAbsent& e) {
+      r.status = CaseStatus::skipped;
       r.reason = e.what();
     } catch (const OutOfMemory& e) {
       r.status = CaseStatus::skipped;

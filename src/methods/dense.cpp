@@ -1,4 +1,8 @@
 // Dense softmax attention through the fused operator: the baseline of every speed-up.
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
 #include "methods/attention_rows.hpp"
 #include "methods/heads_form.hpp"
 
@@ -29,7 +33,9 @@ MethodInfo describe() {
   impl.default_value = "auto";
   impl.choices = {"auto", "engine", "cudnn"};
   impl.meaning =
-      "auto: the fastest of this device; engine: this project's kernel; cudnn: NVIDIA's (CUDA only)";
+      "engine: this project's kernel; cudnn: NVIDIA's (CUDA devices, bf16 and f16); auto: the faster of the "
+      "two, "
+      "timed while preparing";
   m.params = {impl, scale_param()};
   m.kinds = {ProblemKind::sequence, ProblemKind::image, ProblemKind::video};
   m.notes = {"causal with M != N aligns the ends: the last query sees the last key (chosen).",
@@ -42,12 +48,28 @@ MethodInfo describe() {
   return m;
 }
 
+enum class Impl : uint8_t { choose, engine, cudnn };
+
 class DenseInstance final : public HeadsInstance {
  public:
-  using HeadsInstance::HeadsInstance;
+  DenseInstance(Context& ctx, const MethodInfo& info, const Problem& problem, double scale, Impl impl)
+      : HeadsInstance(ctx, info, problem, scale), impl_(impl), open_(impl == Impl::choose) {}
+
+  void prepare(Context& ctx) override {
+    // The library makes its plan at the first call; what it refuses is known here, not within a run.
+    if (impl_ == Impl::cudnn) library_attention(ctx, call());
+    if (impl_ == Impl::choose) choose(ctx);
+  }
+  std::vector<Decision> decisions() const override {
+    if (!open_ || why_.empty()) return {};
+    return {{"impl", impl_ == Impl::cudnn ? "cudnn" : "engine", why_}};
+  }
   void run(Context& ctx) override {
     const auto stage = ctx.stage("attend");
-    attention(ctx, call());
+    if (impl_ == Impl::cudnn)
+      library_attention(ctx, call());
+    else
+      attention(ctx, call());
   }
   ClosedForm cost() const override {
     ClosedForm c;
@@ -55,6 +77,54 @@ class DenseInstance final : public HeadsInstance {
                                 : form_.queries * form_.keys);
     return c;
   }
+
+ private:
+  /// The faster one on this device, at this shape. The CPU has the engine alone, and nothing to report.
+  void choose(Context& ctx) {
+    impl_ = Impl::engine;
+    if (ctx.device() == DeviceKind::cpu) return;
+    try {
+      library_attention(ctx, call());
+    } catch (const Unsupported& e) {
+      why_ = e.what();
+      return;
+    }
+    const double engine = shortest(ctx, [&] { attention(ctx, call()); });
+    const double cudnn = shortest(ctx, [&] { library_attention(ctx, call()); });
+    char text[96];
+    std::snprintf(text, sizeof text, "engine %.4g ms, cudnn %.4g ms", 1e3 * engine, 1e3 * cudnn);
+    why_ = text;
+    if (cudnn < engine) impl_ = Impl::cudnn;
+  }
+
+  /// The shortest of some timings of one execution, recorded as a graph where the device can: launching from
+  /// the host would count for the one whose launch is shorter.
+  template <class F>
+  static double shortest(Context& ctx, const F& work) {
+    constexpr int kReadings = 5, kRunsEach = 4;
+    work();  // what is loaded or allocated at the first call must not be recorded
+    std::unique_ptr<DeviceGraph> graph;
+    try {
+      graph = ctx.backend().capture(work);
+    } catch (const Unsupported&) {
+    }
+    const std::unique_ptr<DeviceTimer> timer = ctx.backend().make_timer();
+    double best = std::numeric_limits<double>::infinity();
+    for (int r = 0; r < kReadings; ++r) {
+      timer->start();
+      if (graph)
+        graph->replay(kRunsEach);
+      else
+        for (int i = 0; i < kRunsEach; ++i) work();
+      timer->stop();
+      best = std::min(best, timer->seconds() / kRunsEach);
+    }
+    return best;
+  }
+
+  Impl impl_;
+  bool open_;  ///< the parameter left it to prepare()
+  std::string why_;
 };
 
 class Dense final : public Method {
@@ -64,12 +134,17 @@ class Dense final : public Method {
     return info;
   }
   std::unique_ptr<Instance> make(Context& ctx, const Problem& problem, const Params& params) const override {
-    if (params.choice("impl") == "cudnn")
-      throw Unsupported(ctx.device() == DeviceKind::cpu
-                            ? "dense.impl: cudnn runs on CUDA devices, and this device is the CPU"
-                            : "dense.impl: cudnn is not part of this build");
     const HeadsForm f = heads_form(info(), problem);
-    return std::make_unique<DenseInstance>(ctx, info(), problem, scale_of(params, f.head_dim));
+    Impl impl = Impl::choose;
+    if (params.choice("impl") == "engine") impl = Impl::engine;
+    if (params.choice("impl") == "cudnn") {
+      impl = Impl::cudnn;
+      if (ctx.device() == DeviceKind::cpu)
+        throw Unsupported("dense.impl: cudnn runs on CUDA devices, and this device is the CPU");
+      if (problem.dtype == DType::f32)
+        throw Unsupported("dense.impl: cudnn attends in bf16 and f16, not in f32");
+    }
+    return std::make_unique<DenseInstance>(ctx, info(), problem, scale_of(params, f.head_dim), impl);
   }
 };
 ATTNBENCH_METHOD(Dense);

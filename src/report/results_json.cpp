@@ -123,13 +123,18 @@ void fields(A& a, AnalysisResult& r) {
 }
 
 template <class A>
+void fields(A& a, Decision& d) {
+  a("param", d.param), a("value", d.value), a("why", d.why);
+}
+
+template <class A>
 void fields(A& a, CaseResult& c) {
   a("id", c.id), a("status", c.status), a("reason", c.reason), a("case", c.spec), a("params", c.params);
   a("verification", c.verification), a("time", c.time), a("prepare_s", c.prepare_s), a("stages", c.stages);
   a("counted", c.counted), a("formula", c.formula), a("formula_matches", c.formula_matches);
   a("published_macs", c.published_macs), a("parameters", c.parameters), a("memory", c.memory);
   a("bound", c.bound), a("ratio", c.ratio), a("analyses", c.analyses), a("warnings", c.warnings);
-  a.rare("sustained", c.sustained);
+  a.rare("sustained", c.sustained), a.rare("decisions", c.decisions);
 }
 
 template <class A>

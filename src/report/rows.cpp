@@ -190,6 +190,8 @@ std::vector<std::string> remarks(const RunResult& run) {
     if (c.time && !c.time->converged && c.warnings.empty())  // the runner's own warning says more
       add(who, "! the precision that was asked for was not reached in " +
                    plural(static_cast<size_t>(std::max(c.time->samples, 0)), "sample"));
+    for (const Decision& d : c.decisions)
+      add(who, d.param + " is " + d.value.str() + (d.why.empty() ? "" : ": " + d.why));
     for (const std::string& w : c.warnings) add(who, w);
   }
   for (const ClaimResult& r : run.claims)

@@ -195,7 +195,7 @@ TEST_CASE("a device that is not there is the case's reason") {
   try {
     make_executor(product("A"), {&clock, 1, "", nullptr});
     FAIL("no device, no executor");
-  } catch (const Unsupported& e) {
+  } catch (const DeviceAbsent& e) {
     CHECK_THAT(std::string(e.what()), ContainsSubstring(why));
   }
 }
@@ -359,4 +359,91 @@ TEST_CASE("the CPU's ceilings are kept whatever GPU is there") {
   e.machine_id = machine_id(e.values);
   CHECK(roofline_id(e, "cpu") == alone);
   CHECK(roofline_id(e, "cuda") == e.machine_id + "-cuda");
+}
+
+namespace {
+Case dense(const char* impl, DType dtype = DType::bf16) {
+  Case c;
+  c.name = c.base_name = "dense";
+  c.method = "dense";
+  c.device = "cuda";
+  c.params["impl"] = impl;
+  c.problem.dtype = dtype;
+  c.problem.heads = 2, c.problem.length = 24, c.problem.head_dim = 16;
+  return c;
+}
+}  // namespace
+
+TEST_CASE("dense takes the faster of engine and library, and its results say which") {
+  for (const bool library_wins : {true, false}) {
+    Bench b;
+    b.device.has_library = true;
+    b.device.operator_s = [&](double) {
+      return (b.device.running == "library_attention") == library_wins ? 1e-3 : 2e-3;
+    };
+    Suite suite = suite_of({dense("auto")});
+    RunOptions o = options_for(b.device);
+    o.roofline = RunOptions::RooflinePolicy::off;
+    mock::Listener nobody;
+    const RunResult run = run_suite(suite, o, nobody);
+    REQUIRE(run.cases.size() == 1);
+    const CaseResult& c = run.cases[0];
+    INFO(c.reason);
+    CHECK(c.status == CaseStatus::ok);
+    REQUIRE(c.decisions.size() == 1);
+    CHECK(c.decisions[0].param == "impl");
+    CHECK(c.decisions[0].value.str() == (library_wins ? "cudnn" : "engine"));
+    CHECK(c.decisions[0].why == (library_wins ? "engine 2 ms, cudnn 1 ms" : "engine 1 ms, cudnn 2 ms"));
+    CHECK(c.time->median_s == Approx(1e-3));  // what was chosen is what was timed
+    CHECK(c.formula_matches);
+    CHECK(run_from_json(to_json(run), "x").cases[0].decisions == c.decisions);
+  }
+}
+
+TEST_CASE("without a library dense is the engine, and cudnn is unsupported with the reason") {
+  Bench b;
+  Suite suite = suite_of({dense("auto"), dense("cudnn"), dense("cudnn", DType::f32), dense("engine")});
+  RunOptions o = options_for(b.device);
+  o.roofline = RunOptions::RooflinePolicy::off;
+  mock::Listener nobody;
+  const RunResult run = run_suite(suite, o, nobody);
+  REQUIRE(run.cases.size() == 4);
+  CHECK(run.cases[0].status == CaseStatus::ok);
+  REQUIRE(run.cases[0].decisions.size() == 1);
+  CHECK(run.cases[0].decisions[0].value.str() == "engine");
+  CHECK_THAT(run.cases[0].decisions[0].why, ContainsSubstring("library_attention"));
+  CHECK(run.cases[1].status == CaseStatus::unsupported);
+  CHECK_THAT(run.cases[1].reason, ContainsSubstring("library_attention"));
+  CHECK(run.cases[2].status == CaseStatus::unsupported);
+  CHECK_THAT(run.cases[2].reason, ContainsSubstring("f32"));
+  CHECK(run.cases[3].status == CaseStatus::ok);
+  CHECK(run.cases[3].decisions.empty());
+}
+
+TEST_CASE("what is verified at a smaller shape is what was chosen at the own one") {
+  Bench b;
+  b.device.has_library = true;
+  // The library is the faster one at the case's own shape only.
+  int64_t library_calls = 0;
+  b.device.operator_s = [&](double) {
+    const bool library = b.device.running == "library_attention";
+    library_calls += library;
+    return library ? 1e-3 : 2e-3;
+  };
+  Case c = dense("auto");
+  c.problem.length = 2048;
+  const auto e = b.executor(c);
+  e->open(0);
+  const Accounting a = e->account();
+  REQUIRE(a.decisions.at(0).value.str() == "cudnn");
+  b.device.operator_s = [&](double) {
+    const bool library = b.device.running == "library_attention";
+    library_calls += library;
+    return library ? 2e-3 : 1e-3;
+  };
+  library_calls = 0;
+  const VerifyOutcome v = e->verify(0.05);
+  CHECK_THAT(v.result.how, ContainsSubstring("reduced shape"));
+  CHECK(v.result.passed);
+  CHECK(library_calls == 2);  // its plan and its run; choosing anew would have taken many, and the engine
 }

@@ -168,7 +168,7 @@ TEST_CASE("devices that cannot be measured say so") {
   SteadyClock clock;
   Case c = fake_case("A");
   c.device = "abacus";
-  CHECK_THROWS_AS(make_executor(c, {&clock, 1, ""}), Unsupported);
+  CHECK_THROWS_AS(make_executor(c, {&clock, 1, ""}), DeviceAbsent);
 }
 
 TEST_CASE("a suite of real cases runs end to end") {

@@ -46,6 +46,7 @@ inline CaseResult sample_case_result(const std::string& name) {
            2.5,       1234, 8,   true,   {0.25, 1e-17}, "graph"};
   r.time = t;
   r.sustained = Sustained{0.5, 0.625, 1.25, {{"sm_clock_last_mhz", 1755}, {"throttle", "power cap"}}};
+  r.decisions = {{"impl", "cudnn", "engine 1.2 ms, cudnn 1.1 ms"}};
   r.prepare_s = 0.125;
   r.stages = {{"select", 0.01, {1, 2, 3, 4, 5}}, {"attend", 0.02, {6, 7, 8, 9, 10}}};
   r.counted = {INT64_MAX - 100, 1, 2, 3, 4};
