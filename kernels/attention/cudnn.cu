@@ -96,10 +96,7 @@ class Descriptor {
     supported(library().create_descriptor(type, &d_), "a descriptor cannot be made");
   }
   Descriptor(Descriptor&& o) noexcept : d_(o.d_) { o.d_ = nullptr; }
-  Descriptor& operator=(Descriptor&& o) noexcept {
-    std::swap(d_, o.d_);
-    return *this;
-  }
+  Descriptor& operator=(Descriptor&&) = delete;
   ~Descriptor() {
     if (d_) library().destroy_descriptor(d_);
   }
