@@ -5,6 +5,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -115,6 +117,22 @@ DeviceReport report_of(const std::vector<Line>& lines, Backend& backend, const O
   return r;
 }
 
+/// Where the report goes: a folder takes a file named after what runs the operators,
+/// "nvidia_h100_80gb_hbm3.json".
+std::string report_file(const std::string& given, const std::string& description) {
+  std::error_code failed;
+  if (given.ends_with('/')) std::filesystem::create_directories(given, failed);
+  if (!std::filesystem::is_directory(given, failed)) return given;
+  std::string stem;
+  for (const char c : description.substr(0, description.find(','))) {
+    const bool word = std::isalnum(static_cast<unsigned char>(c));
+    if (word) stem += static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    if (!word && !stem.empty() && stem.back() != '_') stem += '_';
+  }
+  while (!stem.empty() && stem.back() == '_') stem.pop_back();
+  return (std::filesystem::path(given) / (stem + ".json")).string();
+}
+
 int verify(const Options& o, const GlobalOptions& global) {
   std::vector<const Method*> methods;
   if (o.all == !o.methods.empty()) throw UsageError("name methods, or give --all");
@@ -126,8 +144,9 @@ int verify(const Options& o, const GlobalOptions& global) {
     throw UsageError("--results: its ratios go into a report, name one by --report FILE");
   for (const std::string& file : o.results)
     run_from_json(read_file(file), file);  // before the work, not after
-  if (!o.report.empty()) require_writable(o.report);
   Backend& backend = backend_of(o.device);
+  const std::string report = o.report.empty() ? "" : report_file(o.report, backend.description());
+  if (!report.empty()) require_writable(report);
 
   std::vector<Line> lines;
   int passed = 0, unsupported = 0, failed = 0;
@@ -158,9 +177,9 @@ int verify(const Options& o, const GlobalOptions& global) {
       progress.end(done, count, what, bad ? fmt::format("{} of {} failed", bad, checks.size()) : "ok", false);
     }
   progress.clear();
-  if (!o.report.empty()) {
-    write_file_atomically(o.report, to_json(report_of(lines, backend, o)));
-    note(global.quiet, "the report is in " + o.report);
+  if (!report.empty()) {
+    write_file_atomically(report, to_json(report_of(lines, backend, o)));
+    note(global.quiet, "the report is in " + report);
   }
   if (global.json) {
     Json list = Json::array();
@@ -199,7 +218,7 @@ const bool registered = register_command(
            sub.add_option(
                   "--report", o->report,
                   "writes what the device was seen to do: revision, card, driver, passed and failed by "
-                  "method and dtype")
+                  "method and dtype; a folder takes a file named after the card")
                ->type_name("FILE");
            sub.add_option("--results", o->results,
                           "results of a run, whose ratios and claims go into --report; repeat for several")
@@ -207,7 +226,7 @@ const bool registered = register_command(
            sub.footer(
                "Examples:\n"
                "  attnbench verify hilo sra\n"
-               "  attnbench verify --all --dtype f32,bf16,f16 --device cuda --report reports/gpu/h100.json\n"
+               "  attnbench verify --all --dtype f32,bf16,f16 --device cuda --report reports/gpu/\n"
                "  attnbench verify --all --dtype f32,bf16,f16\n"
                "\n"
                "Each method runs at its example and at variations of it (odd sizes, one token, batches, "

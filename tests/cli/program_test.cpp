@@ -1,5 +1,6 @@
 // The command line as a whole: help, versions, wrong words, exit codes, clean data.
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
@@ -113,6 +114,12 @@ TEST_CASE("verify --report writes what a device was seen to do") {
   CHECK(j.at("passed") ==
         j.at("methods")[0].at("passed").get<int>() + j.at("methods")[1].at("passed").get<int>());
   CHECK(program({"verify", "dense", "--results", file}).code == 2);
+  // A folder takes a file named after what ran.
+  REQUIRE(program({"verify", "dense", "--report", (folder / "gpu/").string(), "--quiet"}).code == 0);
+  int files = 0;
+  for (const auto& e : std::filesystem::directory_iterator(folder / "gpu"))
+    files += e.path().extension() == ".json";
+  CHECK(files == 1);
   CHECK(program({"verify", "dense", "--report", "/no/such/folder/x.json"}).code == 2);
 }
 
