@@ -102,17 +102,44 @@ __device__ void store_narrow(T* p, const float (&v)[N]) {
   store_pack(p, t);
 }
 
+/// Packs that a thread loads before it uses the first: with 1024 threads on a multiprocessor 64 KiB are under
+/// way, more than the product of latency and bandwidth of any card so far.
+inline constexpr int kBatch = 4;
+
 /// i / n for i, n >= 0; a 64-bit division takes ten times as long as a 32-bit one.
 __device__ inline int64_t divide(int64_t i, int64_t n) {
   if (((i | n) >> 32) == 0) return static_cast<uint32_t>(i) / static_cast<uint32_t>(n);
   return i / n;
 }
 
+/// Division by a number known before the launch: a multiplication and a shift for dividends below 2^31, where
+/// the quotient is floor(i m / 2^(32 + shift)) with m = ceil(2^(32 + shift) / n) and 2^shift >= n / 2: the
+/// error of m adds less than i / 2^31 < 1 of 1 / n to the exact quotient, too little to reach the next
+/// integer.
+struct Divisor {
+  int64_t n = 1;
+  uint32_t multiplier = 0, shift = 0;  // multiplier 0: n is 1, or too large
+
+  Divisor() = default;
+  explicit Divisor(int64_t by) : n(by) {
+    if (by < 2 || by >> 31 != 0) return;
+    while (int64_t{2} << shift < by) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << (32 + shift)) + static_cast<uint64_t>(by) - 1) /
+                                       static_cast<uint64_t>(by));
+  }
+  /// floor(i / n) for i >= 0.
+  __device__ int64_t of(int64_t i) const {
+    if (i >> 31 == 0 && multiplier != 0) return __umulhi(static_cast<uint32_t>(i), multiplier) >> shift;
+    return n == 1 ? i : divide(i, n);
+  }
+};
+
 /// Element offsets of all positions of the outer axes of a tensor, as RowOffsets (rows.hpp) gives them on the
 /// host; passed to kernels by value.
 struct DeviceRows {
   int64_t count = 1;
   int64_t extent[Shape::kMaxRank] = {}, stride[Shape::kMaxRank] = {};
+  Divisor by[Shape::kMaxRank];
   int rank = 0;
 
   DeviceRows() = default;
@@ -129,11 +156,12 @@ struct DeviceRows {
         stride[rank++] = step;
       }
     }
+    for (int r = 0; r < rank; ++r) by[r] = Divisor(extent[r]);
   }
   __device__ int64_t offset(int64_t i) const {
     int64_t at = 0;
     for (int r = rank - 1; r > 0; --r) {
-      const int64_t outer = divide(i, extent[r]);
+      const int64_t outer = by[r].of(i);
       at += (i - outer * extent[r]) * stride[r];
       i = outer;
     }
@@ -177,11 +205,12 @@ struct Max {
   }
 };
 
-/// The result over all lanes of a full warp, the same in each, in an order that is always the same.
-template <class T, class Op>
+/// The result over kLanes neighbouring lanes, the same in each, in an order that is always the same. All
+/// lanes of the warp must call it.
+template <int kLanes = 32, class T, class Op>
 __device__ T warp_reduce(T x, Op op) {
 #pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
+  for (int step = kLanes / 2; step > 0; step /= 2) {
     const T other = __shfl_xor_sync(0xffffffffu, x, step);
     // The lower lane's value comes first in both lanes, so that both get the same bits.
     x = (threadIdx.x & step) ? op(other, x) : op(x, other);

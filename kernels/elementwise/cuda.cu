@@ -20,6 +20,7 @@ struct PointwiseWork {
   void* y;
   DeviceRows a_rows, b_rows, y_rows;
   int64_t rows, packs;  // packs of N elements per row
+  Divisor by_packs;
   Op op;
   float alpha, beta;
 };
@@ -75,15 +76,30 @@ __global__ void __launch_bounds__(kThreads) pointwise_kernel(PointwiseWork w) {
   const T* a = static_cast<const T*>(w.a);
   const T* b = static_cast<const T*>(w.b);
   T* y = static_cast<T*>(w.y);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < w.rows * w.packs;
-       i += step) {
-    const int64_t row = w.rows == 1 ? 0 : divide(i, w.packs), column = (i - row * w.packs) * N;
-    float va[N], vb[N] = {};
-    load_wide(a + w.a_rows.offset(row) + column, va);
-    if (b) load_wide(b + w.b_rows.offset(row) + column, vb);
-    apply(w, va, vb);
-    store_narrow(y + w.y_rows.offset(row) + column, va);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, items = w.rows * w.packs;
+  // Two inputs, so half the packs of each; y may be a, whose pack its own thread has read by then.
+  constexpr int kEach = kBatch / 2;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += kEach * step) {
+    T in_a[kEach][N], in_b[kEach][N];
+    T* to[kEach];
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) {
+      if (i + u * step >= items) break;
+      const int64_t at = i + u * step, row = w.rows == 1 ? 0 : w.by_packs.of(at);
+      const int64_t column = (at - row * w.packs) * N;
+      load_pack(a + w.a_rows.offset(row) + column, in_a[u]);
+      if (b) load_pack(b + w.b_rows.offset(row) + column, in_b[u]);
+      to[u] = y + w.y_rows.offset(row) + column;
+    }
+#pragma unroll
+    for (int u = 0; u < kEach; ++u) {
+      if (i + u * step >= items) break;
+      float va[N], vb[N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) va[j] = widen(in_a[u][j]), vb[j] = b ? widen(in_b[u][j]) : 0.0f;
+      apply(w, va, vb);
+      store_narrow(to[u], va);
+    }
   }
 }
 
@@ -100,18 +116,24 @@ __device__ float to_float(T x) {
 template <class S, class D, int N>
 __global__ void __launch_bounds__(kThreads) cast_kernel(const S* x, D* y, int64_t packs) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += step) {
-    S in[N];
-    D out[N];
-    load_pack(x + i * N, in);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < packs; i += kBatch * step) {
+    S in[kBatch][N];
 #pragma unroll
-    for (int j = 0; j < N; ++j) {
-      if constexpr (std::is_same_v<D, double>)
-        out[j] = static_cast<double>(widen(in[j]));
-      else
-        out[j] = narrow<D>(to_float(in[j]));
+    for (int u = 0; u < kBatch; ++u)
+      if (i + u * step < packs) load_pack(x + (i + u * step) * N, in[u]);
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * step >= packs) break;
+      D out[N];
+#pragma unroll
+      for (int j = 0; j < N; ++j) {
+        if constexpr (std::is_same_v<D, double>)
+          out[j] = static_cast<double>(widen(in[u][j]));
+        else
+          out[j] = narrow<D>(to_float(in[u][j]));
+      }
+      store_pack(y + (i + u * step) * N, out);
     }
-    store_pack(y + i * N, out);
   }
 }
 
@@ -167,13 +189,22 @@ __device__ double reduce_run(const T* x, const T* weight, int64_t n, bool max, i
   double part[N];
 #pragma unroll
   for (int j = 0; j < N; ++j) part[j] = start_of(max);
-  for (int64_t i = lane; i < n / N; i += kGroup) {
-    T v[N], w[N];
-    load_pack(x + i * N, v);
-    if (weight) load_pack(weight + i * N, w);
+  const int64_t packs = n / N;
+  for (int64_t i = lane; i < packs; i += kBatch * kGroup) {
+    T v[kBatch][N], w[kBatch][N];
 #pragma unroll
-    for (int j = 0; j < N; ++j)
-      join(max, part[j], weight ? to_double(v[j]) * to_double(w[j]) : to_double(v[j]));
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * kGroup >= packs) break;
+      load_pack(x + (i + u * kGroup) * N, v[u]);
+      if (weight) load_pack(weight + (i + u * kGroup) * N, w[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * kGroup >= packs) break;
+#pragma unroll
+      for (int j = 0; j < N; ++j)
+        join(max, part[j], weight ? to_double(v[u][j]) * to_double(w[u][j]) : to_double(v[u][j]));
+    }
   }
   if constexpr (N > 1) {
     const int64_t i = n / N * N + lane;
@@ -286,6 +317,7 @@ void CudaBackend::pointwise(Context& ctx, const PointwiseArgs& args) {
     const auto launch = [&](auto pack) {
       constexpr int N = decltype(pack)::value;
       const unsigned grid = grid_for(ctx, w.rows * w.packs, kThreads);
+      w.by_packs = Divisor(w.packs);
       pointwise_kernel<T, N><<<grid, kThreads, 0, stream_of(ctx)>>>(w);
       CUDA_CHECK_LAUNCH();
     };

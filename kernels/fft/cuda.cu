@@ -90,16 +90,24 @@ void execute(Context& ctx, const PlanKey& key, float* x, float* y) {
 template <int N>
 __global__ void __launch_bounds__(kThreads)
     scale_kernel(float* y, DeviceRows images, int64_t packs, float scale) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < images.count * packs;
-       i += step) {
-    const int64_t image = images.count == 1 ? 0 : divide(i, packs);
-    float* p = y + images.offset(image) + (i - image * packs) * N;
-    float v[N];
-    load_pack(p, v);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, items = images.count * packs;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += kBatch * step) {
+    float v[kBatch][N];
+    float* p[kBatch];
 #pragma unroll
-    for (int j = 0; j < N; ++j) v[j] *= scale;
-    store_pack(p, v);
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * step >= items) break;
+      const int64_t at = i + u * step, image = images.count == 1 ? 0 : divide(at, packs);
+      p[u] = y + images.offset(image) + (at - image * packs) * N;
+      load_pack(p[u], v[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * step >= items) break;
+#pragma unroll
+      for (int j = 0; j < N; ++j) v[u][j] *= scale;
+      store_pack(p[u], v[u]);
+    }
   }
 }
 
@@ -137,12 +145,24 @@ __global__ void __launch_bounds__(kThreads) mask_kernel(MaskWork w) {
     const int64_t line = u + top < w.height ? u + top : u + top - w.height;
     const M* mask = static_cast<const M*>(w.mask) + b * w.mb + line * w.mh;
     float* row = w.spectrum + b * w.sb + c * w.sc + u * w.half * 2;
-#pragma unroll 4
-    for (int64_t v = threadIdx.x % 32; v < w.half; v += 32) {
-      const float keep = static_cast<float>(mask[v + left < w.width ? v + left : v + left - w.width]);
-      float2 z = load_complex(row + 2 * v);
-      z.x *= keep, z.y *= keep;
-      *reinterpret_cast<float2*>(row + 2 * v) = z;
+    // Eight bytes a time, so twice as many as packs of sixteen.
+    constexpr int kEach = 2 * kBatch;
+    for (int64_t v0 = threadIdx.x % 32; v0 < w.half; v0 += 32 * kEach) {
+      float2 z[kEach];
+      float keep[kEach];
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int64_t v = v0 + 32 * j;
+        if (v >= w.half) break;
+        z[j] = load_complex(row + 2 * v);
+        keep[j] = static_cast<float>(mask[v + left < w.width ? v + left : v + left - w.width]);
+      }
+#pragma unroll
+      for (int j = 0; j < kEach; ++j) {
+        const int64_t v = v0 + 32 * j;
+        if (v >= w.half) break;
+        *reinterpret_cast<float2*>(row + 2 * v) = make_float2(z[j].x * keep[j], z[j].y * keep[j]);
+      }
     }
   }
 }

@@ -81,8 +81,9 @@ struct Shape3 {
   }
 };
 
-int64_t alignment(const void* p) {
-  const auto bits = reinterpret_cast<uintptr_t>(p) | 256;
+/// Of an address and of those that lie multiples of `step` bytes behind it.
+int64_t alignment(const void* p, int64_t step = 0) {
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(p) | static_cast<uintptr_t>(step) | 256;
   return static_cast<int64_t>(bits & (~bits + 1));
 }
 
@@ -204,7 +205,7 @@ struct FinishWork {
   const void *sums, *bias;  // either may be null
   void* c;
   DeviceRows sum_rows, c_rows;
-  int64_t packs;
+  Divisor packs;
   bool accumulate;
   Activation activation;
 };
@@ -239,9 +240,9 @@ __device__ S raise(T x) {
 template <class S, class T, int N>
 __global__ void __launch_bounds__(kThreads) finish_kernel(FinishWork w) {
   const T* bias = static_cast<const T*>(w.bias);
-  const int64_t items = w.c_rows.count * w.packs, step = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t items = w.c_rows.count * w.packs.n, step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
-    const int64_t row = divide(i, w.packs), column = (i - row * w.packs) * N;
+    const int64_t row = w.packs.of(i), column = (i - row * w.packs.n) * N;
     T* c = static_cast<T*>(w.c) + w.c_rows.offset(row) + column;
     S sum[N] = {};
     T t[N];
@@ -279,9 +280,9 @@ void finish(Context& ctx, const GemmArgs& args, const Tensor& sums, bool add_bia
     using S = typename decltype(sum)::type;
     using T = typename decltype(type)::type;
     constexpr int N = decltype(pack)::value;
-    w.packs = c.dim(-1) / N;
+    w.packs = Divisor(c.dim(-1) / N);
     finish_kernel<S, T, N>
-        <<<grid_for(ctx, w.c_rows.count * w.packs, kThreads), kThreads, 0, stream_of(ctx)>>>(w);
+        <<<grid_for(ctx, w.c_rows.count * w.packs.n, kThreads), kThreads, 0, stream_of(ctx)>>>(w);
     CUDA_CHECK_LAUNCH();
   };
   using One = std::integral_constant<int, 1>;
@@ -367,7 +368,8 @@ bool multiply(Context& ctx, const GemmArgs& args, const Tensor& a, const Tensor&
       const char* pb = static_cast<const char*>(b.raw()) + (at_b + begin * inner.b) * size;
       char* pc = static_cast<char*>(c.raw()) + (at_c + begin * inner.c) * out_size;
       s.batch = std::min(kMostBatch, inner.extent - begin);
-      s.a_align = alignment(pa), s.b_align = alignment(pb), s.c_align = alignment(pc);
+      s.a_align = alignment(pa, inner.a * size), s.b_align = alignment(pb, inner.b * size);
+      s.c_align = alignment(pc, inner.c * out_size);
       s.d_align = bias ? std::min(s.c_align, alignment(args.bias.raw())) : s.c_align;
       Plan& plan = plans.of(s);
       if (!plan.usable()) {

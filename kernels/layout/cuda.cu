@@ -26,20 +26,31 @@ uint64_t magnitude(int64_t s) { return static_cast<uint64_t>(s < 0 ? -s : s); }
 
 template <class Unit>
 __global__ void __launch_bounds__(kThreads)
-    gather_kernel(const Unit* x, const int32_t* index, Unit* y, int64_t batch, int64_t rows, int64_t units,
+    gather_kernel(const Unit* x, const int32_t* index, Unit* y, int64_t batch, Divisor rows, Divisor units,
                   int64_t n, int64_t xb, int64_t xn, int64_t yb, int64_t yn) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < batch * rows * units;
-       i += step) {
-    const int64_t row = divide(i, units), c = i - row * units;
-    const int64_t b = divide(row, rows), at = row - b * rows;
-    const int64_t from = index[at];
-    Unit value;
-    if (from >= 0 && from < n)
-      value = x[b * xb + from * xn + c];
-    else  // -1 is padding; what is no index at all becomes NaN
-      memset(&value, from == -1 ? 0 : 0xff, sizeof value);
-    y[b * yb + at * yn + c] = value;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, items = batch * rows.n * units.n;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += kBatch * step) {
+    int64_t from[kBatch], at_x[kBatch], at_y[kBatch];
+    Unit value[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * step >= items) break;
+      const int64_t row = units.of(i + u * step), c = i + u * step - row * units.n;
+      const int64_t b = rows.of(row), at = row - b * rows.n;
+      from[u] = index[at];
+      at_x[u] = b * xb + c, at_y[u] = b * yb + at * yn + c;
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * step >= items) break;
+      if (from[u] >= 0 && from[u] < n)
+        value[u] = x[at_x[u] + from[u] * xn];
+      else  // -1 is padding; what is no index at all becomes NaN
+        memset(&value[u], from[u] == -1 ? 0 : 0xff, sizeof value[u]);
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u)
+      if (i + u * step < items) y[at_y[u]] = value[u];
   }
 }
 
@@ -50,14 +61,21 @@ struct Axis {
 };
 struct Axes {
   Axis axis[Shape::kMaxRank];
+  Divisor by[Shape::kMaxRank];
   int rank = 0;
 };
+
+/// With the divisors that locate() needs.
+Axes finished(Axes axes) {
+  for (int r = 0; r < axes.rank; ++r) axes.by[r] = Divisor(axes.axis[r].extent);
+  return axes;
+}
 
 /// Offsets of position i of the axes in row-major order.
 __device__ void locate(const Axes& axes, int64_t i, int64_t& x, int64_t& y) {
   x = 0, y = 0;
   for (int r = axes.rank - 1; r >= 0; --r) {
-    const int64_t outer = r == 0 ? 0 : divide(i, axes.axis[r].extent);
+    const int64_t outer = r == 0 ? 0 : axes.by[r].of(i);
     const int64_t at = i - outer * axes.axis[r].extent;
     x += at * axes.axis[r].x;
     y += at * axes.axis[r].y;
@@ -68,13 +86,23 @@ __device__ void locate(const Axes& axes, int64_t i, int64_t& x, int64_t& y) {
 /// Runs of `units` that are contiguous on both sides (or single elements of any strides, units = 1).
 template <class Unit>
 __global__ void __launch_bounds__(kThreads)
-    copy_runs_kernel(const Unit* x, Unit* y, Axes outer, int64_t count, int64_t units) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count * units; i += step) {
-    const int64_t run = units == 1 ? i : divide(i, units), c = i - run * units;
-    int64_t at_x, at_y;
-    locate(outer, run, at_x, at_y);
-    y[at_y + c] = x[at_x + c];
+    copy_runs_kernel(const Unit* x, Unit* y, const Axes outer, int64_t count, Divisor units) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, items = count * units.n;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += kBatch * step) {
+    Unit value[kBatch];
+    int64_t to[kBatch];
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i + u * step >= items) break;
+      const int64_t run = units.of(i + u * step), c = i + u * step - run * units.n;
+      int64_t at_x, at_y;
+      locate(outer, run, at_x, at_y);
+      value[u] = x[at_x + c];
+      to[u] = at_y + c;
+    }
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u)
+      if (i + u * step < items) y[to[u]] = value[u];
   }
 }
 
@@ -83,14 +111,15 @@ __global__ void __launch_bounds__(kThreads)
 /// more.
 template <class T, int kTile>
 __global__ void __launch_bounds__(kThreads)
-    transpose_kernel(const T* x, T* y, Axes outer, Axis across, Axis inner, int64_t tiles_across,
-                     int64_t tiles_inner, int64_t tiles) {
-  __shared__ T square[kTile][kTile + 1];
+    transpose_kernel(const T* x, T* y, const Axes outer, Axis across, Axis inner, Divisor tiles_across,
+                     Divisor tiles_inner, int64_t tiles) {
+  // Rows of an odd number of words: a column's elements lie in different banks.
+  __shared__ T square[kTile][kTile + (sizeof(T) < 4 ? 4 / sizeof(T) : 1)];
   constexpr int kRows = kThreads / 32;
   const int lane = static_cast<int>(threadIdx.x % 32), row = static_cast<int>(threadIdx.x / 32);
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int64_t line = divide(tile, tiles_across), plane = divide(line, tiles_inner);
-    const int64_t i0 = (tile - line * tiles_across) * kTile, j0 = (line - plane * tiles_inner) * kTile;
+    const int64_t line = tiles_across.of(tile), plane = tiles_inner.of(line);
+    const int64_t i0 = (tile - line * tiles_across.n) * kTile, j0 = (line - plane * tiles_inner.n) * kTile;
     int64_t at_x, at_y;
     locate(outer, plane, at_x, at_y);
     at_x += i0 * across.x + j0 * inner.x;
@@ -152,8 +181,8 @@ void transpose_any(Context& ctx, const TransposeCopyArgs& args) {
         for (int i = 0; i < outer.rank; ++i) outer.axis[i].x /= kRatio, outer.axis[i].y /= kRatio;
         const int64_t units = inner.extent / kRatio;
         copy_runs_kernel<Unit><<<grid_for(ctx, elements / kRatio, kThreads), kThreads, 0, stream_of(ctx)>>>(
-            reinterpret_cast<const Unit*>(x), reinterpret_cast<Unit*>(y), outer, elements / inner.extent,
-            units);
+            reinterpret_cast<const Unit*>(x), reinterpret_cast<Unit*>(y), finished(outer),
+            elements / inner.extent, Divisor(units));
         CUDA_CHECK_LAUNCH();
       }
     });
@@ -167,8 +196,8 @@ void transpose_any(Context& ctx, const TransposeCopyArgs& args) {
   // where the two sides agree on the fastest axis.
   constexpr int64_t kNarrow = 8;
   if (fastest == merged.rank - 1 || across.extent < kNarrow || inner.extent < kNarrow) {
-    copy_runs_kernel<T>
-        <<<grid_for(ctx, elements, kThreads), kThreads, 0, stream_of(ctx)>>>(x, y, merged, elements, 1);
+    copy_runs_kernel<T><<<grid_for(ctx, elements, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        x, y, finished(merged), elements, Divisor(1));
     CUDA_CHECK_LAUNCH();
     return;
   }
@@ -180,7 +209,7 @@ void transpose_any(Context& ctx, const TransposeCopyArgs& args) {
                 tiles_inner = (inner.extent + kTile - 1) / kTile;
   const int64_t tiles = elements / (across.extent * inner.extent) * tiles_across * tiles_inner;
   transpose_kernel<T, kTile><<<grid_for(ctx, tiles, 1), kThreads, 0, stream_of(ctx)>>>(
-      x, y, outer, across, inner, tiles_across, tiles_inner, tiles);
+      x, y, finished(outer), across, inner, Divisor(tiles_across), Divisor(tiles_inner), tiles);
   CUDA_CHECK_LAUNCH();
 }
 
@@ -202,7 +231,7 @@ void CudaBackend::gather_rows(Context& ctx, const GatherRowsArgs& args) {
     gather_kernel<Unit>
         <<<grid_for(ctx, batch * rows * (bytes / kUnit), kThreads), kThreads, 0, stream_of(ctx)>>>(
             static_cast<const Unit*>(x.raw()), args.index.data<int32_t>(), static_cast<Unit*>(y.raw()), batch,
-            rows, bytes / kUnit, x.dim(1), xb / kUnit, xn / kUnit, yb / kUnit, yn / kUnit);
+            Divisor(rows), Divisor(bytes / kUnit), x.dim(1), xb / kUnit, xn / kUnit, yb / kUnit, yn / kUnit);
     CUDA_CHECK_LAUNCH();
   });
 }

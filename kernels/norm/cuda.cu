@@ -15,15 +15,12 @@ struct NormWork {
 };
 
 template <class T, int N, int kGroup>
-__global__ void __launch_bounds__(kRowThreads<kGroup>) norm_kernel(NormWork w) {
-  constexpr int kGroups = kRowThreads<kGroup> / kGroup;
+__global__ void __launch_bounds__(kRowThreads<kGroup>, kRowBlocks<kGroup>) norm_kernel(NormWork w) {
   const T* gain = static_cast<const T*>(w.gain);
   const T* offset = static_cast<const T*>(w.offset);
   const float n = static_cast<float>(w.n);
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kGroups;
-  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / kGroup; r < w.x_rows.count;
-       r += step) {
-    CachedRow<T, N, kGroup> row(static_cast<const T*>(w.x) + w.x_rows.offset(r), w.n);
+  for_rows<kGroup>(w.x_rows.count, w.n, [&](int64_t r, int64_t length) {
+    CachedRow<T, N, kGroup> row(static_cast<const T*>(w.x) + w.x_rows.offset(r), length);
     float mean = 0.0f;
     if (w.centred) {
       float sum = 0.0f;
@@ -57,7 +54,7 @@ __global__ void __launch_bounds__(kRowThreads<kGroup>) norm_kernel(NormWork w) {
       }
       store_narrow(y + c, out);
     });
-  }
+  });
 }
 
 }  // namespace

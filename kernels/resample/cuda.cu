@@ -1,4 +1,5 @@
-// Bicubic resizing on CUDA: taps tabulated once per axis in double, then a thread per output.
+// Bicubic resizing on CUDA: taps tabulated once per axis in double, then a thread per column of a few
+// outputs, which keeps the rows it has blended horizontally.
 #include <limits>
 
 #include "kernels/core/cuda_kernel.cuh"
@@ -43,27 +44,48 @@ __global__ void __launch_bounds__(kThreads)
     taps[i] = i < ho ? taps_of(i, height, ho) : taps_of(i - ho, width, wo);
 }
 
+constexpr int kColumnRows = 8;  // outputs of a thread, one below the other
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     resize_kernel(const T* x, T* y, const Taps* taps, int64_t planes, int64_t height, int64_t width,
-                  int64_t ho, int64_t wo, bool clamp01) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < planes * ho * wo;
-       i += step) {
-    const int64_t line = divide(i, wo), column = i - line * wo;
-    const int64_t plane = divide(line, ho), row = line - plane * ho;
-    const Taps v = taps[row], h = taps[ho + column];
+                  int64_t ho, Divisor wo, Divisor strips, bool clamp01) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads, items = planes * strips.n * wo.n;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
+    const int64_t strip_line = wo.of(i), column = i - strip_line * wo.n;
+    const int64_t plane = strips.of(strip_line), first = (strip_line - plane * strips.n) * kColumnRows;
+    const Taps h = taps[ho + column];
     const T* image = x + plane * height * width;
-    float s = 0.0f;
+    T* out = y + plane * ho * wo.n + column;
+    // blended[k] belongs to input row at[k]; -1: none yet.
+    float blended[4] = {};
+    int32_t at[4] = {-1, -1, -1, -1};
+    const int64_t end = min(first + kColumnRows, ho);
+    for (int64_t row = first; row < end; ++row) {
+      const Taps v = taps[row];
+      float next[4], s = 0.0f;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float blended = 0.0f;
+      for (int k = 0; k < 4; ++k) {
+        // Rows advance, so a row that is known is the same tap of the last output or a later one. The whole
+        // warp takes the same way except where it spans strips.
+        int known = -1;
+        float value = 0.0f;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) blended += v.weight[k] * widen(image[v.at[k] * width + h.at[j]]);
-      s += h.weight[j] * blended;
+        for (int j = 3; j >= 0; --j)
+          if (at[j] == v.at[k]) known = j, value = blended[j];
+        if (known < 0) {
+          const T* line = image + v.at[k] * width;
+#pragma unroll
+          for (int j = 0; j < 4; ++j) value += h.weight[j] * widen(line[h.at[j]]);
+        }
+        next[k] = value;
+        s += v.weight[k] * value;
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) blended[k] = next[k], at[k] = v.at[k];
+      if (clamp01) s = s < 0.0f ? 0.0f : (s > 1.0f ? 1.0f : s);  // NaN passes
+      out[row * wo.n] = narrow<T>(s);
     }
-    if (clamp01) s = s < 0.0f ? 0.0f : (s > 1.0f ? 1.0f : s);  // NaN passes
-    y[i] = narrow<T>(s);
   }
 }
 
@@ -81,9 +103,10 @@ void CudaBackend::resize_bicubic(Context& ctx, const ResizeArgs& args) {
   CUDA_CHECK_LAUNCH();
   by_float_type(args.x.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
-    resize_kernel<T><<<grid_for(ctx, planes * ho * wo, kThreads), kThreads, 0, stream_of(ctx)>>>(
+    const int64_t strips = (ho + kColumnRows - 1) / kColumnRows;
+    resize_kernel<T><<<grid_for(ctx, planes * strips * wo, kThreads), kThreads, 0, stream_of(ctx)>>>(
         static_cast<const T*>(args.x.raw()), static_cast<T*>(args.y.raw()), taps, planes, height, width, ho,
-        wo, args.clamp01);
+        Divisor(wo), Divisor(strips), args.clamp01);
     CUDA_CHECK_LAUNCH();
   });
 }

@@ -16,17 +16,14 @@ struct SoftmaxWork {
 };
 
 template <class T, int N, int kGroup>
-__global__ void __launch_bounds__(kRowThreads<kGroup>) softmax_kernel(SoftmaxWork w) {
-  constexpr int kGroups = kRowThreads<kGroup> / kGroup;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kGroups;
-  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kGroups + threadIdx.x / kGroup; r < w.x_rows.count;
-       r += step) {
+__global__ void __launch_bounds__(kRowThreads<kGroup>, kRowBlocks<kGroup>) softmax_kernel(SoftmaxWork w) {
+  for_rows<kGroup>(w.x_rows.count, w.n, [&](int64_t r, int64_t length) {
     int64_t visible = w.n;
     if (w.causal) {
       const int64_t last = r - divide(r, w.queries) * w.queries + w.offset + 1;
       visible = last < 0 ? 0 : last < w.n ? last : w.n;
     }
-    CachedRow<T, N, kGroup> row(static_cast<const T*>(w.x) + w.x_rows.offset(r), w.n);
+    CachedRow<T, N, kGroup> row(static_cast<const T*>(w.x) + w.x_rows.offset(r), length);
     T* y = static_cast<T*>(w.y) + w.y_rows.offset(r);
     float top = -INFINITY;
     row.pass([&](const float(&v)[N], int64_t c) {
@@ -46,7 +43,8 @@ __global__ void __launch_bounds__(kRowThreads<kGroup>) softmax_kernel(SoftmaxWor
         sum += v[i];
       }
     });
-    const float scale = nothing ? 0.0f : 1.0f / group_reduce<kGroup>(sum, Add{});
+    const float total = group_reduce<kGroup>(sum, Add{});
+    const float scale = nothing ? 0.0f : 1.0f / total;
     row.pass([&](float(&v)[N], int64_t c) {
       const bool kept = c < CachedRow<T, N, kGroup>::kTiles * kGroup * N;
 #pragma unroll
@@ -57,7 +55,7 @@ __global__ void __launch_bounds__(kRowThreads<kGroup>) softmax_kernel(SoftmaxWor
       }
       store_narrow(y + c, v);
     });
-  }
+  });
 }
 
 }  // namespace

@@ -77,12 +77,25 @@ __global__ void __launch_bounds__(kThreads) loss_rows_kernel(LossWork w) {
       const float* keep = w.mask ? w.mask + (image * w.height + y) * w.width : nullptr;
       // The channels share the mask: the first one counts it.
       const bool counts = keep && plane == image * w.channels;
-      for (int64_t x = lane; x < w.width; x += 32) {
-        const float l = loss_term(w, x >= cx ? direct[x - cx] : mirror[cx - x], most);
-        if (w.map) w.map[r * w.width + x] = l;
-        const float open = keep ? 1.0f - keep[x] : 1.0f;
-        sum += static_cast<double>(keep ? open * l : l);
-        if (counts) weight += static_cast<double>(open);
+      for (int64_t x0 = lane; x0 < w.width; x0 += 32 * kBatch) {
+        float2 z[kBatch];
+        float open[kBatch];
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int64_t x = x0 + 32 * j;
+          if (x >= w.width) break;
+          z[j] = x >= cx ? direct[x - cx] : mirror[cx - x];
+          open[j] = keep ? 1.0f - keep[x] : 1.0f;
+        }
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const int64_t x = x0 + 32 * j;
+          if (x >= w.width) break;
+          const float l = loss_term(w, z[j], most);
+          if (w.map) w.map[r * w.width + x] = l;
+          sum += static_cast<double>(keep ? open[j] * l : l);
+          if (counts) weight += static_cast<double>(open[j]);
+        }
       }
     }
     sum = block_reduce<kThreads>(sum, Add{});

@@ -4,6 +4,8 @@
 #include "kernels/elementwise/cast.hpp"
 #include "kernels/elementwise/pointwise.hpp"
 #include "kernels/elementwise/reduce.hpp"
+#include "kernels/layout/layout.hpp"
+#include "kernels/norm/norm.hpp"
 #include "tests/cuda_check.hpp"
 
 using namespace attnbench;
@@ -187,4 +189,73 @@ TEST_CASE("CUDA element operators are recorded in a graph") {
         reduce(s.device, args);
       },
       {y, wide, sum});
+}
+
+TEST_CASE("CUDA: more than 2^31 elements") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  constexpr int64_t rows = 65544, columns = 32768, wide = 8 * columns;
+  static_assert(rows * columns > int64_t{1} << 31);
+  if (gpu->memory_info().free < int64_t{24} << 30) {
+    std::printf("the test of large tensors needs 24 GiB of free device memory\n");
+    return;
+  }
+  Sides s(*gpu, 212);
+  const Tensor x = s.device.allocate(DType::bf16, {rows, columns}), y = s.device.allocate_like(x);
+  // Known rows at both ends; what lies between is whatever memory held.
+  const Tensor ends = random(s.host, DType::bf16, {8, columns}, s.r, 0.5, 1);
+  copy(s.device, ends.slice(0, 0, 4), x.slice(0, 0, 4));
+  copy(s.device, ends.slice(0, 4, 8), x.slice(0, rows - 4, rows));
+  const auto check_ends = [&](const Tensor& got, const auto& want, double relative) {
+    const Tensor here = s.host.allocate(got.dtype(), {8, columns});
+    copy(s.device, got.slice(0, 0, 4), here.slice(0, 0, 4));
+    copy(s.device, got.slice(0, rows - 4, rows), here.slice(0, 4, 8));
+    std::vector<double> wanted;
+    for (int64_t r = 0; r < 8; ++r)
+      for (int64_t c = 0; c < columns; ++c) wanted.push_back(want(r, c));
+    check_norm(here, wanted, relative);
+  };
+  const auto at = [&](int64_t r, int64_t c) { return get(ends, r * columns + c); };
+  const double storage = rounding_of(DType::bf16);
+  PointwiseArgs p;
+  p.op = PointwiseArgs::Op::affine, p.alpha = 2, p.beta = 1, p.a = x, p.y = y;
+  pointwise(s.device, p);
+  check_ends(
+      y, [&](int64_t r, int64_t c) { return 2 * at(r, c) + 1; }, storage);
+  NormArgs n;
+  n.kind = NormArgs::Kind::rms_norm, n.x = x, n.y = y, n.eps = 0;
+  normalize(s.device, n);
+  std::vector<double> root(8);
+  for (int64_t r = 0; r < 8; ++r) {
+    for (int64_t c = 0; c < columns; ++c) root[static_cast<size_t>(r)] += at(r, c) * at(r, c);
+    root[static_cast<size_t>(r)] = std::sqrt(root[static_cast<size_t>(r)] / columns);
+  }
+  check_ends(
+      y, [&](int64_t r, int64_t c) { return at(r, c) / root[static_cast<size_t>(r)]; }, 2 * storage);
+  {
+    const Tensor up = s.device.allocate(DType::f32, {rows, columns});
+    cast(s.device, {x, up});
+    check_ends(up, at, 0);
+  }
+  // Rows in reverse order, as [8, rows / 8, columns] and as rows of eight times the length.
+  const Tensor order = s.host.allocate(DType::i32, {rows / 8});
+  for (int64_t i = 0; i < rows / 8; ++i) put(order, i, static_cast<double>(rows / 8 - 1 - i));
+  const Twin reversed = s.upload(order);
+  gather_rows(s.device, {x.reshape({1, rows / 8, wide}), reversed.device, y.reshape({1, rows / 8, wide})});
+  // The last four rows of x are the second half of its last wide row, which is y's first.
+  const Tensor first = s.host.allocate(DType::bf16, {4, columns});
+  copy(s.device, y.slice(0, 4, 8), first);
+  CHECK(same_bits(first, ends.slice(0, 4, 8)));
+  copy(s.device, y.slice(0, rows - 8, rows - 4), first);
+  CHECK(same_bits(first, ends.slice(0, 0, 4)));
+  const Tensor turned = y.reshape({columns, rows});
+  transpose_copy(s.device, {x.transpose(0, 1), turned});
+  for (int64_t c : {int64_t{0}, columns - 1}) {
+    const Tensor line = s.host.allocate(DType::bf16, {rows});
+    copy(s.device, turned.select(0, c), line);
+    for (int64_t r = 0; r < 4; ++r) {
+      CHECK(get(line, r) == at(r, c));
+      CHECK(get(line, rows - 4 + r) == at(4 + r, c));
+    }
+  }
 }

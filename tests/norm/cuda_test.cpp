@@ -27,8 +27,9 @@ TEST_CASE("CUDA normalize agrees with the CPU for rows of every length") {
   if (!gpu) return;
   const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
   Sides s(*gpu, 301);
-  // Around the borders between groups of 32, 128 and 512 threads, and beyond what 512 keep in registers.
-  for (int64_t c : {1, 3, 49, 64, 768, 1000, 1024, 1025, 2048, 4096, 4097, 4104, 16384, 16385, 40000, 40001})
+  // Around the borders between groups of 8, 32, 128 and 512 threads, and beyond what 512 keep in registers.
+  for (int64_t c :
+       {1, 3, 8, 49, 64, 256, 264, 768, 1000, 1024, 1025, 2048, 4096, 4097, 4104, 16384, 16385, 40000, 40001})
     for (NormArgs::Kind kind : {NormArgs::Kind::layer_norm, NormArgs::Kind::rms_norm}) {
       NormArgs args;
       args.kind = kind;
