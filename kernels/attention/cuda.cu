@@ -110,9 +110,10 @@ Params make_params(const AttentionArgs& a) {
 
 namespace {
 
-/// Which kernel runs a call, and why not the faster one.
+/// Which kernels run a call, and why no faster ones.
+enum class Route { reference, sm80 };
 struct Choice {
-  bool tensor = false;
+  Route route = Route::reference;
   const char* why = "";
   TensorPlan plan;
   size_t shared_bytes = 0;
@@ -122,7 +123,12 @@ struct Choice {
 template <class T, int Dim>
 void size_tiles(Choice& c) {
   c.tile_keys = Tile<T, Dim, 1>::kKeys;
-  c.shared_bytes = c.plan.rows == 64 ? shared_bytes<T, Dim, 1>() : shared_bytes<T, Dim, 2>();
+  const bool lean = c.plan.kind == Kind::lean;
+  if constexpr (long_tiles<T, Dim>())
+    if (c.plan.rows == 128)
+      c.shared_bytes = lean ? shared_bytes<T, Dim, 2, Kind::lean>() : shared_bytes<T, Dim, 2, Kind::full>();
+  if (c.plan.rows == 64)
+    c.shared_bytes = lean ? shared_bytes<T, Dim, 1, Kind::lean>() : shared_bytes<T, Dim, 1, Kind::full>();
 }
 template <class T>
 void size_tiles(Choice& c, int64_t dim) {
@@ -130,6 +136,11 @@ void size_tiles(Choice& c, int64_t dim) {
   : dim <= 64  ? size_tiles<T, 64>(c)
   : dim <= 128 ? size_tiles<T, 128>(c)
                : size_tiles<T, 256>(c);
+}
+void size_tiles(Choice& c, DType dtype, int64_t dim) {
+  dtype == DType::bf16  ? size_tiles<__nv_bfloat16>(c, dim)
+  : dtype == DType::f16 ? size_tiles<__half>(c, dim)
+                        : size_tiles<float>(c, dim);
 }
 
 /// Rows that 16-byte copies can take: the base and every step but the last axis's are multiples of 16 bytes.
@@ -147,7 +158,8 @@ constexpr int64_t kSectionBytes = int64_t{32} << 20;
 constexpr double kFilled = 0.8;
 constexpr int64_t kPartTiles = 4, kMostParts = 256;
 
-/// ATTNBENCH_CUDA_ATTENTION=reference or =tensor in the environment takes the choice away, for tests.
+/// ATTNBENCH_CUDA_ATTENTION=reference or =sm80 in the environment takes the choice away, for tests and
+/// comparisons. Faster routes for newer cards come after the first line, each with its own test of p.
 Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
   Choice c;
   TensorPlan& x = c.plan;
@@ -159,8 +171,9 @@ Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const P
   if (dim > 256) return c.why = "rows longer than 256 elements leave no room for tiles", c;
 
   // Scores that need more than a factor, and the sum of p log p, go through their own instances.
-  x.terms = p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data || !(p.scale > 0);
-  x.to_log2 = static_cast<float>(x.terms ? 1.4426950408889634 : p.scale * 1.4426950408889634);
+  const bool terms =
+      p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data || !(p.scale > 0);
+  x.to_log2 = static_cast<float>(terms ? 1.4426950408889634 : p.scale * 1.4426950408889634);
   const DeviceRule& rule = p.rule;
   x.limits = rule.causal || rule.band || rule.rank > 0 || p.row_begin.data;
   // Ranges of tokens are ranges of slots only without an order of the keys.
@@ -172,6 +185,9 @@ Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const P
   x.q_aligned = aligned(a.q), x.k_aligned = aligned(a.k), x.v_aligned = aligned(a.v),
   x.o_aligned = aligned(a.o);
 
+  x.direct = x.k_aligned && x.v_aligned && !p.table && !p.k_order && !p.has_gather;
+  x.kind = terms ? Kind::terms : x.direct && !x.columns ? Kind::lean : Kind::full;
+
   // Few queries of many heads: the group's heads become rows of one tile, and read their keys once.
   const bool lists = p.has_lists || p.has_gather;
   bool shared_lists = true;
@@ -180,31 +196,25 @@ Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const P
   x.packed = p.group > 1 && p.n <= 32 && (!lists || shared_lists);
   const int64_t unit_rows = x.packed ? p.group * p.n : p.n;
   const int64_t units = p.batch * (x.packed ? p.kv_heads : p.heads);
-  // 128 rows halve the traffic of keys through shared memory, where there are enough of them: registers hold
-  // them up to 128 dims of 16 bits, query blocks must hold whole tiles, and all multiprocessors need work.
-  const auto tiles_of = [&](int rows, int& block_tiles) {
-    block_tiles = 0;
+  // 128 rows halve the traffic of keys through shared memory, where there are enough of them: registers and
+  // shared memory hold them, query blocks have whole tiles of them, and all multiprocessors have work.
+  const auto tiles_of = [&](int rows) {
+    x.block_tiles = 0;
     if (!lists || x.packed) return (unit_rows + rows - 1) / rows;
-    block_tiles = static_cast<int>((std::min<int64_t>(p.block_q, p.n) + rows - 1) / rows);
-    return p.blocks_q * block_tiles;
+    x.block_tiles = static_cast<int>((std::min<int64_t>(p.block_q, p.n) + rows - 1) / rows);
+    return p.blocks_q * x.block_tiles;
   };
-  int block_tiles = 0;
-  const int64_t long_tiles = tiles_of(128, block_tiles);
   const bool whole = !lists || x.packed || p.blocks_q == 1 || p.block_q % 128 == 0;
-  x.rows =
-      !x.terms && dtype != DType::f32 && dim <= 128 && whole && unit_rows > 64 && units * long_tiles >= sms
-          ? 128
-          : 64;
-  const int64_t tiles = tiles_of(x.rows, x.block_tiles);
-
-  if (dtype == DType::bf16)
-    size_tiles<__nv_bfloat16>(c, dim);
-  else if (dtype == DType::f16)
-    size_tiles<__half>(c, dim);
-  else
-    size_tiles<float>(c, dim);
-  if (c.shared_bytes > backend.properties().sharedMemPerBlockOptin)
+  const auto memory = static_cast<size_t>(backend.properties().sharedMemPerBlockOptin);
+  x.rows = !terms && dim * static_cast<int64_t>(size_of(dtype)) <= 256 && whole && unit_rows > 64 &&
+                   units * tiles_of(128) >= sms
+               ? 128
+               : 64;
+  size_tiles(c, dtype, dim);
+  if (x.rows == 128 && c.shared_bytes > memory) x.rows = 64, size_tiles(c, dtype, dim);
+  if (c.shared_bytes > memory)
     return c.why = "a block of this card has too little shared memory for the tiles", c;
+  const int64_t tiles = tiles_of(x.rows);
 
   const int64_t pieces = (p.block_k + c.tile_keys - 1) / c.tile_keys;
   const int64_t key_tiles = p.has_lists ? p.blocks_k * pieces : (p.m + c.tile_keys - 1) / c.tile_keys;
@@ -221,7 +231,7 @@ Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const P
   const int64_t key_bytes = std::max<int64_t>(1, p.m * (p.d + p.e) * static_cast<int64_t>(size_of(dtype)));
   const int64_t section = std::max<int64_t>(1, kSectionBytes / key_bytes) * (x.packed ? 1 : p.group);
   x.section = static_cast<int>(std::min(section, std::max<int64_t>(1, units)));
-  c.tensor = true;
+  c.route = Route::sm80;
   return c;
 }
 
@@ -244,6 +254,19 @@ void launch(Context& ctx, const Params& p, TensorPlan plan, DType dtype) {
 }  // namespace
 }  // namespace cuda_attention
 
+std::string CudaBackend::attention_plan(const AttentionArgs& args) {
+  using namespace cuda_attention;
+  const Choice c = choose_kernel(*this, args, make_params(args));
+  if (c.route == Route::reference) return std::string("reference: ") + c.why;
+  const TensorPlan& x = c.plan;
+  const char* const kinds[] = {"lean", "full", "terms"};
+  std::string text = "sm80 " + std::to_string(x.rows) + "x" + std::to_string(c.tile_keys) + " " +
+                     kinds[static_cast<int>(x.kind)];
+  if (x.packed) text += ", heads packed";
+  if (x.parts > 1) text += ", " + std::to_string(x.parts) + " parts";
+  return text;
+}
+
 void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
   using namespace cuda_attention;
   Params p = make_params(args);
@@ -255,10 +278,13 @@ void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
   }
   if (p.batch * p.n > 0) {
     const Choice choice = choose_kernel(*this, args, p);
-    if (choice.tensor)
-      launch(ctx, p, choice.plan, args.q.dtype());
-    else
-      launch_reference(ctx, p, args.q.dtype());
+    switch (choice.route) {
+      case Route::sm80:
+        launch(ctx, p, choice.plan, args.q.dtype());
+        break;
+      case Route::reference:
+        launch_reference(ctx, p, args.q.dtype());
+    }
   }
   if (masses) launch_masses(ctx, p, args.q.dtype());
 }

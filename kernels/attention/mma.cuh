@@ -97,12 +97,11 @@ __device__ __forceinline__ uint32_t pack(float low, float high, __half) {
   const __half2 x = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&x);
 }
-/// x = big + small to 2^-22: two tf32 values whose products, without small * small, make an f32 product
-/// (3xTF32). Rounded in integers: adding half of the lowest kept bit carries into the exponent as it should.
+/// x = big + small to 2^-20: two tf32 values whose products, without small * small, make an f32 product
+/// (3xTF32). Truncated, for two instructions: tensor cores read the upper 19 bits of small, which is exact.
 __device__ __forceinline__ void split(uint32_t x, uint32_t& big, uint32_t& small) {
-  big = (x + 0x1000u) & 0xffffe000u;
-  const float rest = __uint_as_float(x) - __uint_as_float(big);
-  small = __float_as_uint(rest) + 0x1000u;
+  big = x & 0xffffe000u;
+  small = __float_as_uint(__uint_as_float(x) - __uint_as_float(big));
 }
 
 }  // namespace attnbench::cuda_attention

@@ -5,6 +5,13 @@
 
 namespace attnbench::cuda_attention {
 
+/// What an instance knows about; each contains the one before.
+enum class Kind : int {
+  lean,  ///< aligned keys at consecutive rows; rows see ranges of them
+  full,  ///< every mask, any memory
+  terms  ///< and caps, biases, entropy, any scale
+};
+
 /// How a call is cut into thread blocks: units (a batch and head, or a batch and kv head with all its query
 /// heads side by side) times tiles of query rows times parts of the keys.
 struct TensorPlan {
@@ -15,10 +22,11 @@ struct TensorPlan {
   int section = 1;      ///< units whose keys share the L2 cache; heaviest tiles first inside a section
   int parts = 1;        ///< of the keys
   bool packed = false;  ///< rows are (head of the group, query): decode
-  bool terms = false;   ///< caps, biases, entropy or a scale that is not positive
-  bool limits = false;  ///< rows differ in the range of keys they see
+  Kind kind = Kind::terms;
+  bool limits = false;                              ///< rows differ in the range of keys they see
   bool general_rule = false, general_full = false;  ///< tiles under the rule / of full blocks need bit masks
   bool columns = false;  ///< keys are not consecutive tokens, or bit masks need their coordinates
+  bool direct = false;   ///< keys at consecutive rows of aligned memory
   bool q_aligned = false, k_aligned = false, v_aligned = false, o_aligned = false;  ///< 16-byte rows
   float to_log2 = 1;            ///< from raw scores to log2 units
   float* part_o = nullptr;      ///< [units * tiles, parts, rows, E]
@@ -43,9 +51,10 @@ struct Tile {
 template <int Rows>
 struct RowInfo {
   int token[Rows];            // -1: no such row
-  int head_slot[Rows];        // slot; the head follows from the row where rows are packed
   int low[Rows], high[Rows];  // keys by the rule's ranges and the row's range
   int row_low[Rows], row_high[Rows], sink_high[Rows];
+  // For bit masks; lean instances have no memory for what follows.
+  int slot[Rows];  // the head follows from the row where rows are packed
   int segment[Rows];
   int place[3][Rows], length[3][Rows];  // neighbourhood runs
 };
@@ -56,20 +65,34 @@ struct ColumnInfo {
   int segment[Keys];
   int place[3][Keys];
 };
+/// Rows of a tile's keys and values in elements from the start of k and v, -1: nowhere.
+template <int Keys>
+struct KeyPlaces {
+  int64_t k[Keys], v[Keys];
+  int token[Keys], slot[Keys];
+};
 struct Reduced {
   int min_low, max_low, min_high, max_high, max_sink, max_row_low, min_row_high, unused;
 };
 template <class T, int Dim, int MTiles>
 struct Extras {
-  RowInfo<64 * MTiles> rows;
-  ColumnInfo<Tile<T, Dim, MTiles>::kKeys> columns[2];
   Reduced reduced;
+  RowInfo<64 * MTiles> rows;
+  KeyPlaces<Tile<T, Dim, MTiles>::kKeys> places[2];
+  ColumnInfo<Tile<T, Dim, MTiles>::kKeys> columns[2];
 };
 
-template <class T, int Dim, int MTiles>
+template <class T, int Dim, int MTiles, Kind K>
 constexpr size_t shared_bytes() {
   using C = Tile<T, Dim, MTiles>;
-  return C::kQBytes + 4 * C::kKeyBytes + sizeof(Extras<T, Dim, MTiles>);
+  const size_t tiles = C::kQBytes + 4 * C::kKeyBytes;
+  if (K == Kind::lean) return tiles + sizeof(Reduced) + 6 * sizeof(int) * C::kRows;
+  return tiles + sizeof(Extras<T, Dim, MTiles>);
+}
+/// Whether tiles of 128 rows exist: registers hold their output and scores.
+template <class T, int Dim>
+constexpr bool long_tiles() {
+  return Dim * sizeof(T) <= 256;
 }
 
 void launch_tensor_bf16(Context& ctx, const Params& p, const TensorPlan& plan);

@@ -90,73 +90,111 @@ __device__ __forceinline__ void load_chunk(uint32_t to, const T* from, int count
   store_shared(to, *reinterpret_cast<const uint4*>(x));
 }
 
+/// Keys at consecutive rows of aligned memory: pointers and sizes of this thread's chunk, fixed for the
+/// block.
+template <class T>
+struct DirectSource {
+  const T *k = nullptr, *v = nullptr;  // the chunk in the unit's row of key 0
+  int k_bytes = 0, v_bytes = 0;        // of the chunk that are within a row; zeros follow
+};
 template <class T, int Dim, int MTiles>
-__device__ __forceinline__ void load_keys(const Params& p, const TensorPlan& plan, const Work& w,
-                                          const KeyTile& t, uint32_t k_to, uint32_t v_to,
-                                          ColumnInfo<Tile<T, Dim, MTiles>::kKeys>& info) {
+__device__ __forceinline__ void load_direct(const Params& p, const DirectSource<T>& from, const KeyTile& t,
+                                            int keys, uint32_t k_to, uint32_t v_to) {
   using C = Tile<T, Dim, MTiles>;
-  const int thread = threadIdx.x;
-  const bool indirect = p.table || p.k_order || p.has_gather;
-  const T* k = static_cast<const T*>(p.k.data);
-  const T* v = static_cast<const T*>(p.v.data);
-  if (!indirect) {
-    k += w.b * p.k.b + w.kv_head * p.k.h;
-    v += w.b * p.v.b + w.kv_head * p.v.h;
-  }
-  const int limit = min(t.end, indirect ? t.end : w.keys);
+  constexpr int kStep = kThreads / C::kChunks;  // rows a pass; a power of two above `first`
+  const int first = threadIdx.x / C::kChunks, chunk = threadIdx.x % C::kChunks;
+  const int limit = min(t.end, keys) - t.slot;  // rows of the tile that are there
+  const uint32_t k_first = k_to + place_of<C::kChunks>(first, chunk);
+  const uint32_t v_first =
+      v_to + (sizeof(T) == 2 ? place_of<C::kChunks>(first, chunk) : value_place_of<C::kChunks>(first, chunk));
+  // The turn of row first + i * kStep is the turn of `first` and that of i * kStep, in different bits.
+  const auto k_place = [&](int i) {
+    return (k_first ^ static_cast<uint32_t>((i * kStep & 7) * 16)) + i * kStep * C::kRowBytes;
+  };
+  const auto v_place = [&](int i) {
+    const int turn = sizeof(T) == 2 ? i * kStep & 7 : ((i * kStep >> 1) & 3) << 1;
+    return (v_first ^ static_cast<uint32_t>(turn * 16)) + i * kStep * C::kRowBytes;
+  };
+  if (limit >= C::kKeys) {
+    const T* k = from.k + (static_cast<int64_t>(t.slot) + first) * p.k.n;
+    const T* v = from.v + (static_cast<int64_t>(t.slot) + first) * p.v.n;
 #pragma unroll
-  for (int i = 0; i < C::kKeys * C::kChunks / kThreads; ++i) {
-    const int at = thread + i * kThreads, row = at / C::kChunks, chunk = at % C::kChunks;
-    bool there = t.slot + row < limit;
-    int64_t k_row = 0, v_row = 0;
-    if (!indirect) {
-      if (there) k_row = (t.slot + row) * p.k.n, v_row = (t.slot + row) * p.v.n;
-    } else if (there) {
-      int64_t slot = t.slot + row;
-      if (p.has_gather) slot = p.gather.index[slot * p.gather.step];
-      const int token = slot >= 0 && slot < p.m ? key_token(p, slot) : -1;
-      there = token >= 0 && token < w.keys;
-      if (there) {
-        k_row = key_row(p, p.k, w.b, w.kv_head, token), v_row = key_row(p, p.v, w.b, w.kv_head, token);
-        there = k_row >= 0;
-        if (!there) k_row = v_row = 0;
-      }
-    }
-    const int skip = chunk * C::kPerChunk;
-    const int k_count = there ? static_cast<int>(p.d) - skip : 0,
-              v_count = there ? static_cast<int>(p.e) - skip : 0;
-    load_chunk<T>(k_to + place_of<C::kChunks>(row, chunk), k + k_row + (k_count > 0 ? skip : 0), k_count,
-                  plan.k_aligned);
-    const uint32_t v_place =
-        sizeof(T) == 2 ? place_of<C::kChunks>(row, chunk) : value_place_of<C::kChunks>(row, chunk);
-    load_chunk<T>(v_to + v_place, v + v_row + (v_count > 0 ? skip : 0), v_count, plan.v_aligned);
+    for (int i = 0; i < C::kKeys / kStep; ++i, k += kStep * p.k.n) copy_async(k_place(i), k, from.k_bytes);
+#pragma unroll
+    for (int i = 0; i < C::kKeys / kStep; ++i, v += kStep * p.v.n) copy_async(v_place(i), v, from.v_bytes);
+    return;
   }
-  if (plan.columns && thread < C::kKeys) {
-    int64_t slot = t.slot + thread;
-    int token = -1;
-    if (slot < t.end) {
-      if (p.has_gather) slot = p.gather.index[slot * p.gather.step];
-      if (slot >= 0 && slot < p.m) token = key_token(p, slot);
-      if (token >= w.keys) token = -1;
-      if (token >= 0 && p.key_valid && !p.key_valid[w.b * p.key_valid_b + token * p.key_valid_m]) token = -1;
-    }
-    info.token[thread] = token;
-    info.slot[thread] = static_cast<int>(slot);
-    if (token >= 0) {
-      if (p.rule.segment_k) info.segment[thread] = static_cast<int>(segment_of_key(p, w.b, token));
-      int rest = token;
-      for (int a = p.rule.rank - 1; a >= 0; --a) {
-        info.place[a][thread] = axis_place(p.rule, a, rest % p.rule.grid[a]);
-        rest /= p.rule.grid[a];
-      }
-    }
+#pragma unroll 1
+  for (int i = 0; i < C::kKeys / kStep; ++i) {
+    const bool there = first + i * kStep < limit;
+    const int64_t slot = there ? t.slot + first + i * kStep : 0;
+    copy_async(k_place(i), from.k + slot * p.k.n, there ? from.k_bytes : 0);
+    copy_async(v_place(i), from.v + slot * p.v.n, there ? from.v_bytes : 0);
+  }
+}
+
+/// Where the rows of a tile are, for everything but the direct way: found two tiles ahead by one thread a
+/// row, so that nobody waits for page tables and orders.
+template <int Keys>
+__device__ __forceinline__ void find_keys(const Params& p, const Work& w, const KeyTile& t,
+                                          KeyPlaces<Keys>& places) {
+  const int row = threadIdx.x;
+  if (row >= Keys) return;
+  int64_t slot = t.slot + row, k = -1, v = -1;
+  int token = -1;
+  if (slot < t.end) {
+    if (p.has_gather) slot = p.gather.index[slot * p.gather.step];
+    if (slot >= 0 && slot < p.m) token = key_token(p, slot);
+    if (token >= w.keys) token = -1;
+    if (token >= 0) k = key_row(p, p.k, w.b, w.kv_head, token), v = key_row(p, p.v, w.b, w.kv_head, token);
+  }
+  places.k[row] = k, places.v[row] = v;
+  places.token[row] = token, places.slot[row] = static_cast<int>(slot);
+}
+template <class T, int Dim, int MTiles>
+__device__ __forceinline__ void load_found(const Params& p, const TensorPlan& plan,
+                                           const KeyPlaces<Tile<T, Dim, MTiles>::kKeys>& places,
+                                           uint32_t k_to, uint32_t v_to) {
+  using C = Tile<T, Dim, MTiles>;
+#pragma unroll 2
+  for (int i = 0; i < C::kKeys * C::kChunks / kThreads; ++i) {
+    const int at = threadIdx.x + i * kThreads, row = at / C::kChunks, chunk = at % C::kChunks;
+    const int skip = chunk * C::kPerChunk;
+    const int64_t k_row = places.k[row], v_row = places.v[row];
+    const int k_count = k_row < 0 ? 0 : static_cast<int>(p.d) - skip,
+              v_count = v_row < 0 ? 0 : static_cast<int>(p.e) - skip;
+    load_chunk<T>(k_to + place_of<C::kChunks>(row, chunk),
+                  static_cast<const T*>(p.k.data) + (k_count > 0 ? k_row + skip : 0), k_count,
+                  plan.k_aligned);
+    const uint32_t place =
+        sizeof(T) == 2 ? place_of<C::kChunks>(row, chunk) : value_place_of<C::kChunks>(row, chunk);
+    load_chunk<T>(v_to + place, static_cast<const T*>(p.v.data) + (v_count > 0 ? v_row + skip : 0), v_count,
+                  plan.v_aligned);
+  }
+}
+/// What bit masks ask of the keys of a tile.
+template <int Keys>
+__device__ __forceinline__ void describe_keys(const Params& p, const Work& w, const KeyPlaces<Keys>& places,
+                                              ColumnInfo<Keys>& info) {
+  const int row = threadIdx.x;
+  if (row >= Keys) return;
+  int token = places.token[row];
+  if (token >= 0 && p.key_valid && !p.key_valid[w.b * p.key_valid_b + token * p.key_valid_m]) token = -1;
+  info.token[row] = token;
+  info.slot[row] = places.slot[row];
+  if (token < 0) return;
+  if (p.rule.segment_k) info.segment[row] = static_cast<int>(segment_of_key(p, w.b, token));
+  int rest = token;
+  for (int a = p.rule.rank - 1; a >= 0; --a) {
+    info.place[a][row] = axis_place(p.rule, a, rest % p.rule.grid[a]);
+    rest /= p.rule.grid[a];
   }
 }
 
 /// What row r of the tile may see.
-template <int Rows>
+template <bool Full, int Rows>
 __device__ void describe_row(const Params& p, const Work& w, RowInfo<Rows>& info, int r, int head, int slot) {
-  info.head_slot[r] = slot;
+  if constexpr (Full) info.slot[r] = slot;
   const int i = slot < 0 ? -1 : query_token(p, slot);
   info.token[r] = i;
   int64_t low = 0, high = w.keys, row_low = 0, row_high = w.keys, sink = 0;
@@ -174,7 +212,7 @@ __device__ void describe_row(const Params& p, const Work& w, RowInfo<Rows>& info
       sink = min(rule.sinks, row_high);
       if (rule.causal) sink = max(int64_t{0}, min(sink, centre + 1));
     }
-    if (rule.rank > 0) {
+    if (Full && rule.rank > 0) {
       int rest = i, inner = 1;
       for (int a = rule.rank - 1; a >= 0; --a) {
         const int x = rest % rule.grid[a];
@@ -189,7 +227,7 @@ __device__ void describe_row(const Params& p, const Work& w, RowInfo<Rows>& info
         rest /= rule.grid[a], inner *= rule.grid[a];
       }
     }
-    if (rule.segment_q) info.segment[r] = static_cast<int>(segment_of_query(p, w.b, i));
+    if (Full && rule.segment_q) info.segment[r] = static_cast<int>(segment_of_query(p, w.b, i));
     low = max(low, row_low), high = min(high, row_high);
   }
   if (low >= high) low = high = 0;
@@ -237,6 +275,38 @@ __device__ __forceinline__ float finish_row(const Params& p, int64_t b, int head
   return empty ? 0.0f : share / sum;
 }
 
+/// Whether 16 bytes of values hold one that is not finite.
+template <class T>
+__device__ __forceinline__ bool is_odd(uint32_t x) {
+  constexpr uint32_t kMask = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
+  if constexpr (sizeof(T) == 4) return (x & 0x7f800000u) == 0x7f800000u;
+  return (x & kMask) == kMask || ((x >> 16) & kMask) == kMask;
+}
+template <class T>
+__device__ __forceinline__ bool has_odd(uint4 x) {
+  return is_odd<T>(x.x) || is_odd<T>(x.y) || is_odd<T>(x.z) || is_odd<T>(x.w);
+}
+/// Zeros in place of what is not finite in a tile of values; all threads of the block together, after
+/// everybody has read what was there.
+template <class T, int Bytes>
+__device__ __forceinline__ void clean_values(uint32_t tile) {
+  __syncthreads();
+#pragma unroll 1
+  for (int at = threadIdx.x * 4; at < Bytes; at += kThreads * 4) {
+    uint32_t x = load_shared(tile + at);
+    if (!is_odd<T>(x)) continue;
+    if constexpr (sizeof(T) == 4) {
+      x = 0;
+    } else {
+      constexpr uint32_t kMask = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
+      if ((x & kMask) == kMask) x &= 0xffff0000u;
+      if (((x >> 16) & kMask) == kMask) x &= 0xffffu;
+    }
+    store_shared(tile + at, x);
+  }
+  __syncthreads();
+}
+
 /// Bits of the 16 (or 8) columns that this thread holds of a row: bit 2 j + c is column 8 j + 2 t + c.
 template <int Keys, int Rows>
 __device__ uint32_t general_bits(const Params& p, const Work& w, const RowInfo<Rows>& rows,
@@ -248,8 +318,7 @@ __device__ uint32_t general_bits(const Params& p, const Work& w, const RowInfo<R
   const int rank = rule ? p.rule.rank : 0;
   const uint8_t* map = nullptr;
   if (rule && p.rule.bitmap && rows.token[r] >= 0)
-    map =
-        p.rule.bitmap + w.b * p.rule.bitmap_b + head * p.rule.bitmap_h + rows.head_slot[r] * p.rule.bitmap_n;
+    map = p.rule.bitmap + w.b * p.rule.bitmap_b + head * p.rule.bitmap_h + rows.slot[r] * p.rule.bitmap_n;
 #pragma unroll 2
   for (int j = 0; j < Keys / 8; ++j)
 #pragma unroll
@@ -269,10 +338,19 @@ __device__ uint32_t general_bits(const Params& p, const Work& w, const RowInfo<R
   return bits;
 }
 
-template <class T, int Dim, int MTiles, bool Terms, int MinBlocks>
+/// Bits of the columns of a row that lie below column h of the tile, in the order of general_bits; h counts
+/// from this thread's first column.
+template <int Keys>
+__device__ __forceinline__ uint32_t bits_below(int h) {
+  h = max(0, min(h, Keys));
+  return (1u << (h / 8 * 2 + min(h % 8, 2))) - 1u;
+}
+
+template <class T, int Dim, int MTiles, Kind K, int MinBlocks>
 __global__ void __launch_bounds__(kThreads, MinBlocks)
     tensor_kernel(const __grid_constant__ Params p, const __grid_constant__ TensorPlan plan) {
   using C = Tile<T, Dim, MTiles>;
+  constexpr bool kFull = K != Kind::lean, Terms = K == Kind::terms;
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t q_base = shared_address(memory), k_base = q_base + C::kQBytes,
                  v_base = k_base + 2 * C::kKeyBytes;
@@ -324,7 +402,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
   if (plan.limits && thread == 0) extras.reduced = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
   for (int r = thread; r < C::kRows; r += kThreads) {
     const int slot = r < count ? (plan.packed ? (first + r) % n : first + r) : -1;
-    describe_row(p, w, rows, r, head_of(min(r, count - 1)), slot);
+    describe_row<kFull>(p, w, rows, r, head_of(min(r, count - 1)), slot);
   }
   __syncthreads();
   Reduced all = {0, 0, w.keys, w.keys, 0, 0, w.keys, 0};
@@ -386,14 +464,42 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
                     plan.q_aligned);
     }
   }
-  KeyTile now, next;
-  if (tile_begin < tile_end) {
-    next = tile_at<C::kKeys>(p, w, tile_begin);
-    load_keys<T, Dim, MTiles>(p, plan, w, next, k_base, v_base, extras.columns[0]);
+  DirectSource<T> source;
+  if (!kFull || plan.direct) {
+    const int skip = thread % C::kChunks * C::kPerChunk;
+    const int k_count = min(C::kPerChunk, static_cast<int>(p.d) - skip),
+              v_count = min(C::kPerChunk, static_cast<int>(p.e) - skip);
+    source.k_bytes = max(k_count, 0) * static_cast<int>(sizeof(T));
+    source.v_bytes = max(v_count, 0) * static_cast<int>(sizeof(T));
+    source.k = static_cast<const T*>(p.k.data) + w.b * p.k.b + w.kv_head * p.k.h + (k_count > 0 ? skip : 0);
+    source.v = static_cast<const T*>(p.v.data) + w.b * p.v.b + w.kv_head * p.v.h + (v_count > 0 ? skip : 0);
   }
-  commit_copies();
-  now = next;
+  // Starts the copies of a tile into a buffer; its places have been found, before a barrier.
+  const auto load = [&](const KeyTile& tile, int stage) {
+    const uint32_t k_to = k_base + stage * C::kKeyBytes, v_to = v_base + stage * C::kKeyBytes;
+    if constexpr (kFull) {
+      if (plan.columns) describe_keys(p, w, extras.places[stage], extras.columns[stage]);
+      if (!plan.direct) {
+        load_found<T, Dim, MTiles>(p, plan, extras.places[stage], k_to, v_to);
+        return;
+      }
+    }
+    load_direct<T, Dim, MTiles>(p, source, tile, w.keys, k_to, v_to);
+  };
+  const auto find = [&](const KeyTile& tile, int stage) {
+    if constexpr (kFull)
+      if (plan.columns || !plan.direct) find_keys(p, w, tile, extras.places[stage]);
+  };
+  KeyTile now, next;
+  if (tile_begin < tile_end) now = tile_at<C::kKeys>(p, w, tile_begin);
   if (tile_begin + 1 < tile_end) next = tile_at<C::kKeys>(p, w, tile_begin + 1);
+  if constexpr (kFull) {
+    if (tile_begin < tile_end) find(now, 0);
+    if (tile_begin + 1 < tile_end) find(next, 1);
+    __syncthreads();
+  }
+  if (tile_begin < tile_end) load(now, 0);
+  commit_copies();
 
   const int warp_row = warp * 16 * MTiles;
   const bool active = warp_row < count;
@@ -406,8 +512,17 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     sum[m][0] = sum[m][1] = logs[m][0] = logs[m][1] = 0.0f;
   }
   uint32_t q_kept[C::kQInRegisters ? MTiles : 1][C::kQInRegisters ? C::kSteps : 1][4];
+  // Fragments lie at fixed distances, but for the turn of chunks, which a step changes in the low bits of the
+  // chunk alone: (x ^ step's bits) + step's rest, with tiles that start at multiples of 128 bytes.
+  constexpr int kTurn = (C::kChunks >= 8 ? 8 : C::kChunks) - 1;
+  const auto chunk_on = [](uint32_t at, int chunk) {
+    return (at ^ static_cast<uint32_t>((chunk & kTurn) * 16)) + static_cast<uint32_t>((chunk & ~kTurn) * 16);
+  };
+  const uint32_t q_lane = q_base + place_of<C::kChunks>(warp_row + lane % 16, lane / 16);
+  const uint32_t k_lane = place_of<C::kChunks>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const uint32_t v_lane = place_of<C::kChunks>(lane % 16, lane / 16);
   const auto q_fragment = [&](uint32_t(&x)[4], int m, int step) {
-    load_matrices(x, q_base + place_of<C::kChunks>(warp_row + 16 * m + lane % 16, 2 * step + lane / 16));
+    load_matrices(x, chunk_on(q_lane, 2 * step) + 16 * m * C::kRowBytes);
   };
 
   for (int at = tile_begin; at < tile_end; ++at) {
@@ -416,10 +531,12 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     __syncthreads();
     const KeyTile tile_now = now;
     if (at + 1 < tile_end) {
-      load_keys<T, Dim, MTiles>(p, plan, w, next, k_base + (stage ^ 1) * C::kKeyBytes,
-                                v_base + (stage ^ 1) * C::kKeyBytes, extras.columns[stage ^ 1]);
+      load(next, stage ^ 1);
       now = next;
-      if (at + 2 < tile_end) next = tile_at<C::kKeys>(p, w, at + 2);
+      if (at + 2 < tile_end) {
+        next = tile_at<C::kKeys>(p, w, at + 2);
+        find(next, stage);
+      }
     }
     commit_copies();
     if constexpr (C::kQInRegisters)
@@ -433,7 +550,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 
     // What the tile needs of masks; the same answer in every thread.
     const bool rule = tile_now.rule;
-    const bool general = rule ? plan.general_rule : plan.general_full;
+    const bool general = kFull && (rule ? plan.general_rule : plan.general_full);
     const int key_end = min(tile_now.end, tile_now.slot + C::kKeys);  // slots; tokens too unless general
     const int seen_end = min(key_end, w.keys);
     const bool cut = seen_end < tile_now.slot + C::kKeys;  // the tail: every row alike
@@ -444,26 +561,18 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     bool careful = false;
     if (ragged) {
       bool odd = false;
-      for (int i = 0; i < C::kKeyBytes / 16 / kThreads; ++i) {
-        const uint4 x = load_shared4(v_tile + (thread + i * kThreads) * 16);
-        const uint32_t exponents = sizeof(T) == 4              ? 0x7f800000u
-                                   : std::is_same_v<T, __half> ? 0x7c007c00u
-                                                               : 0x7f807f80u;
-        for (const uint32_t y : {x.x, x.y, x.z, x.w}) {
-          const uint32_t z = y & exponents;
-          if constexpr (sizeof(T) == 4)
-            odd = odd || z == exponents;
-          else
-            odd = odd || (z & 0xffffu) == (exponents & 0xffffu) || (z >> 16) == (exponents >> 16);
-        }
-      }
+#pragma unroll 1
+      for (int i = 0; i < C::kKeyBytes / 16 / kThreads; ++i)
+        odd = odd || has_odd<T>(load_shared4(v_tile + (thread + i * kThreads) * 16));
       careful = __syncthreads_or(odd);
     }
-    if (!active) continue;
+    if (!active) {
+      if (careful) clean_values<T, C::kKeyBytes>(v_tile);
+      continue;
+    }
 
     // S = Q K^T.
     float s[MTiles][C::kNTiles][4];
-    uint32_t seen[MTiles][2];  // set and used in careful tiles only
 #pragma unroll
     for (int m = 0; m < MTiles; ++m)
 #pragma unroll
@@ -485,8 +594,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 #pragma unroll
       for (int j = 0; j < C::kNTiles; j += 2) {
         uint32_t b[4], b_small[4];
-        load_matrices(
-            b, k_tile + place_of<C::kChunks>(8 * j + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+        load_matrices(b, chunk_on(k_tile + k_lane, 2 * step) + 8 * j * C::kRowBytes);
         if constexpr (sizeof(T) == 4)
 #pragma unroll
           for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
@@ -499,6 +607,37 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
               multiply(s[m][j + i], a[m], b_small[2 * i], b_small[2 * i + 1], T());
             }
             multiply(s[m][j + i], a[m], b[2 * i], b[2 * i + 1], T());
+          }
+      }
+    }
+
+    // Which of its columns a row sees: one bit a column of this thread.
+    const bool masked = ragged || cut;
+    uint32_t seen[MTiles][2];
+    if (masked) {
+      if (general) {
+#pragma unroll 1
+        for (int i = 0; i < 2 * MTiles; ++i) {
+          const int r = warp_row + 8 * i + g;
+          const uint32_t bits =
+              general_bits<C::kKeys>(p, w, rows, columns, r, head_of(min(r, count - 1)), rule);
+#pragma unroll
+          for (int z = 0; z < 2 * MTiles; ++z)
+            if (z == i) seen[z / 2][z % 2] = bits;
+        }
+      } else {
+        const int origin = tile_now.slot + 2 * t;
+#pragma unroll
+        for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int r = warp_row + 16 * m + 8 * half + g;
+            const int low = rule ? rows.low[r] : rows.row_low[r];
+            const int high = min(rule ? rows.high[r] : rows.row_high[r], seen_end);
+            seen[m][half] = bits_below<C::kKeys>(high - origin) & ~bits_below<C::kKeys>(low - origin);
+            if (rule && all.max_sink > 0)
+              seen[m][half] |= bits_below<C::kKeys>(min(rows.sink_high[r], seen_end) - origin) &
+                               ~bits_below<C::kKeys>(rows.row_low[r] - origin);
           }
       }
     }
@@ -527,49 +666,14 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
             }
         }
       }
-      if (general) {
+      if (masked)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int r = warp_row + 16 * m + 8 * half + g;
-          const uint32_t bits =
-              general_bits<C::kKeys>(p, w, rows, columns, r, head_of(min(r, count - 1)), rule);
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
           for (int j = 0; j < C::kNTiles; ++j)
 #pragma unroll
             for (int c = 0; c < 2; ++c)
-              if (!((bits >> (2 * j + c)) & 1)) s[m][j][2 * half + c] = -INFINITY;
-        }
-      } else if (ragged || cut) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int r = warp_row + 16 * m + 8 * half + g;
-          // Relative to this thread's first column.
-          const int origin = tile_now.slot + 2 * t;
-          const int low = (rule ? rows.low[r] : rows.row_low[r]) - origin;
-          const int high = min(rule ? rows.high[r] : rows.row_high[r], seen_end) - origin;
-          const int sink_low = rows.row_low[r] - origin,
-                    sink = (rule ? min(rows.sink_high[r], seen_end) : 0) - origin;
-#pragma unroll
-          for (int j = 0; j < C::kNTiles; ++j)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              const int column = 8 * j + c;
-              const bool sees = (column >= low && column < high) || (column >= sink_low && column < sink);
-              if (!sees) s[m][j][2 * half + c] = -INFINITY;
-            }
-        }
-      }
-
-      if (careful)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          seen[m][half] = 0;
-#pragma unroll
-          for (int j = 0; j < C::kNTiles; ++j)
-#pragma unroll
-            for (int c = 0; c < 2; ++c)
-              seen[m][half] |= static_cast<uint32_t>(s[m][j][2 * half + c] != -INFINITY) << (2 * j + c);
-        }
+              if (!((seen[m][half] >> (2 * j + c)) & 1)) s[m][j][2 * half + c] = -INFINITY;
 
       // Softmax of two rows a thread, four threads a row.
       float share[2];
@@ -607,42 +711,45 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
           o[m][j][0] *= share[0], o[m][j][1] *= share[0], o[m][j][2] *= share[1], o[m][j][3] *= share[1];
     }
 
-    // O += P V.
+    // Values that are not finite reach the rows that see them, and the products meet zeros in their place.
     if (careful) {
-#pragma unroll
-      for (int m = 0; m < MTiles; ++m) {
-        float p_row[C::kNTiles][4];  // indexed at run time below: a copy, so that s stays in registers
-#pragma unroll
-        for (int j = 0; j < C::kNTiles; ++j)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) p_row[j][i] = s[m][j][i];
 #pragma unroll 1
-        for (int key = 0; key < C::kKeys; ++key) {
-          const int owner = (lane & ~3) | (key % 8 / 2);
-          const float p0 = __shfl_sync(kAllLanes, p_row[key / 8][key & 1], owner);
-          const float p1 = __shfl_sync(kAllLanes, p_row[key / 8][2 + (key & 1)], owner);
-          const int bit = key / 8 * 2 + (key & 1);
-          const bool sees0 = (__shfl_sync(kAllLanes, seen[m][0], owner) >> bit) & 1;
-          const bool sees1 = (__shfl_sync(kAllLanes, seen[m][1], owner) >> bit) & 1;
+      for (int key = 0; key < C::kKeys; ++key) {
+        const int owner = (lane & ~3) | (key % 8 / 2), bit = key / 8 * 2 + (key & 1);
+        bool sees[MTiles][2];
 #pragma unroll
-          for (int j = 0; j < C::kOTiles; ++j) {
-            float v0, v1;
-            const int chunk = (8 * j + 2 * t) / C::kPerChunk, inside = (8 * j + 2 * t) % C::kPerChunk;
-            if constexpr (sizeof(T) == 4) {
-              const uint32_t from = v_tile + value_place_of<C::kChunks>(key, chunk) + inside * 4;
-              v0 = __uint_as_float(load_shared(from)), v1 = __uint_as_float(load_shared(from + 4));
-            } else {
-              const uint32_t both = load_shared(v_tile + place_of<C::kChunks>(key, chunk) + inside * 2);
-              T x[2];
-              *reinterpret_cast<uint32_t*>(x) = both;
-              v0 = to_float(x[0]), v1 = to_float(x[1]);
-            }
-            if (sees0) o[m][j][0] += p0 * v0, o[m][j][1] += p0 * v1;
-            if (sees1) o[m][j][2] += p1 * v0, o[m][j][3] += p1 * v1;
+        for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            sees[m][half] = (__shfl_sync(kAllLanes, seen[m][half], owner) >> bit) & 1;
+#pragma unroll
+        for (int j = 0; j < C::kOTiles; ++j) {
+          float v[2];
+          const int chunk = (8 * j + 2 * t) / C::kPerChunk, inside = (8 * j + 2 * t) % C::kPerChunk;
+          if constexpr (sizeof(T) == 4) {
+            const uint32_t from = v_tile + value_place_of<C::kChunks>(key, chunk) + inside * 4;
+            v[0] = __uint_as_float(load_shared(from)), v[1] = __uint_as_float(load_shared(from + 4));
+          } else {
+            const uint32_t both = load_shared(v_tile + place_of<C::kChunks>(key, chunk) + inside * 2);
+            T x[2];
+            *reinterpret_cast<uint32_t*>(x) = both;
+            v[0] = to_float(x[0]), v[1] = to_float(x[1]);
           }
+#pragma unroll
+          for (int c = 0; c < 2; ++c)
+            if (!(fabsf(v[c]) < INFINITY))
+#pragma unroll
+              for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half)
+                  if (sees[m][half]) o[m][j][2 * half + c] += v[c];
         }
       }
-    } else if constexpr (sizeof(T) == 2) {
+      clean_values<T, C::kKeyBytes>(v_tile);
+    }
+
+    // O += P V.
+    if constexpr (sizeof(T) == 2) {
 #pragma unroll
       for (int step = 0; step < C::kKeys / 16; ++step) {
         uint32_t a[MTiles][4];
@@ -656,7 +763,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 #pragma unroll
         for (int j = 0; j < C::kOTiles; j += 2) {
           uint32_t b[4];
-          load_matrices_transposed(b, v_tile + place_of<C::kChunks>(16 * step + lane % 16, j + lane / 16));
+          load_matrices_transposed(b, chunk_on(v_tile + v_lane, j) + 16 * step * C::kRowBytes);
 #pragma unroll
           for (int m = 0; m < MTiles; ++m) {
             multiply(o[m][j], a[m], b[0], b[1], T());
@@ -831,10 +938,10 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int Dim, int MTiles, bool Terms, int MinBlocks>
+template <class T, int Dim, int MTiles, Kind K, int MinBlocks>
 void launch_one(Context& ctx, const Params& p, const TensorPlan& plan) {
-  const auto kernel = tensor_kernel<T, Dim, MTiles, Terms, MinBlocks>;
-  constexpr size_t kBytes = shared_bytes<T, Dim, MTiles>();
+  const auto kernel = tensor_kernel<T, Dim, MTiles, K, MinBlocks>;
+  constexpr size_t kBytes = shared_bytes<T, Dim, MTiles, K>();
   CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
   const unsigned grid = static_cast<unsigned>(plan.units) * static_cast<unsigned>(plan.tiles) *
@@ -842,24 +949,31 @@ void launch_one(Context& ctx, const Params& p, const TensorPlan& plan) {
   kernel<<<grid, kThreads, kBytes, stream_of(ctx)>>>(p, plan);
   CUDA_CHECK_LAUNCH();
 }
-/// Blocks an SM are what registers (65536) and shared memory (228 KiB on Hopper) leave room for.
+/// MinBlocks: blocks an SM that registers (65536) and shared memory (228 KiB on Hopper) leave room for. Lean
+/// instances exist where they save registers that would spill.
 template <class T, int Dim, int MinBlocks>
 void launch_dim(Context& ctx, const Params& p, const TensorPlan& plan) {
-  if (plan.terms)
-    launch_one<T, Dim, 1, true, Dim >= 256 && sizeof(T) == 4 ? 1 : 2>(ctx, p, plan);
-  else if (plan.rows == 64)
-    launch_one<T, Dim, 1, false, MinBlocks>(ctx, p, plan);
-  else if constexpr (sizeof(T) == 2 && Dim <= 128)
-    launch_one<T, Dim, 2, false, 2>(ctx, p, plan);
+  constexpr bool kLong = long_tiles<T, Dim>();
+  if constexpr (kLong) {
+    if (plan.rows == 128 && plan.kind == Kind::lean)
+      return launch_one<T, Dim, 2, Kind::lean, 2>(ctx, p, plan);
+    if (plan.rows == 128) return launch_one<T, Dim, 2, Kind::full, 2>(ctx, p, plan);
+  }
+  if (plan.kind == Kind::terms)
+    launch_one<T, Dim, 1, Kind::terms, Dim >= 256 && sizeof(T) == 4 ? 1 : 2>(ctx, p, plan);
+  else if (plan.kind == Kind::lean)
+    launch_one<T, Dim, 1, Kind::lean, MinBlocks>(ctx, p, plan);
+  else
+    launch_one<T, Dim, 1, Kind::full, MinBlocks>(ctx, p, plan);
 }
 template <class T>
 void launch_type(Context& ctx, const Params& p, const TensorPlan& plan) {
   constexpr bool kWide = sizeof(T) == 4;
   const int64_t dim = std::max(p.d, p.e);
   if (dim <= 32)
-    launch_dim<T, 32, kWide ? 3 : 4>(ctx, p, plan);
+    launch_dim<T, 32, 3>(ctx, p, plan);
   else if (dim <= 64)
-    launch_dim<T, 64, kWide ? 2 : 4>(ctx, p, plan);
+    launch_dim<T, 64, kWide ? 2 : 3>(ctx, p, plan);
   else if (dim <= 128)
     launch_dim<T, 128, 2>(ctx, p, plan);
   else

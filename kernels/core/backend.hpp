@@ -72,6 +72,8 @@ class Backend {
   virtual DeviceState read_state();
   /// Throws Unsupported for what the device cannot do or measure.
   virtual double measure_peak(DevicePeak what, DType dtype, int64_t bytes);
+  /// Which kernel these arguments take, in words for reports and tests: "sm80 128x64 lean", "reference: ...".
+  virtual std::string attention_plan(const AttentionArgs&) { return "engine"; }
 
 #define X(op, Args) \
   virtual void op(Context&, const Args&) { not_implemented(#op); }

@@ -36,6 +36,7 @@ class CudaBackend final : public Backend {
   DeviceFacts facts() override;
   DeviceState read_state() override;
   double measure_peak(DevicePeak what, DType dtype, int64_t bytes) override;
+  std::string attention_plan(const AttentionArgs& args) override;
 
 #define X(op, Args) void op(Context&, const Args&) override;
   ATTNBENCH_OPERATORS(X)

@@ -29,7 +29,7 @@ struct ForceKernel {
   explicit ForceKernel(const char* name) { setenv("ATTNBENCH_CUDA_ATTENTION", name, 1); }
   ~ForceKernel() { unsetenv("ATTNBENCH_CUDA_ATTENTION"); }
 };
-const char* const kKernels[] = {"reference", "tensor"};
+const char* const kKernels[] = {"reference", "sm80"};
 
 /// The memory between a view's first and last element, gaps included.
 struct Extent {
@@ -245,6 +245,85 @@ TEST_CASE("long rows: f32 stays within 1e-5 of double, in dense, causal and spli
   }
 }
 
+TEST_CASE("the fast kernels take what they are meant to take") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(23);
+  const auto plan = [&](const Sizes& s, bool causal, bool outputs) {
+    Case c;
+    base_case(c, host, r, s, false, outputs);
+    c.mask.rule.causal = causal;
+    c.args.mask = &c.mask;
+    Mirror m(gpu, c.args);
+    return backend->attention_plan(m.args);
+  };
+  const ForceKernel force("sm80");
+  CHECK(plan({1, 1, 1, 200, 200, 128, 128, DType::bf16}, true, false).find("sm80 64x64 lean") == 0);
+  CHECK(plan({1, 1, 1, 200, 200, 100, 100, DType::bf16}, true, false).find("full") != std::string::npos);
+  CHECK(plan({1, 1, 1, 200, 200, 64, 64, DType::f32}, true, true).find("terms") != std::string::npos);
+  CHECK(plan({1, 8, 2, 1, 9000, 64, 64, DType::f16}, true, false).find("packed") != std::string::npos);
+  CHECK(plan({1, 1, 1, 20, 20, 264, 264, DType::bf16}, true, false).find("reference: ") == 0);
+}
+
+TEST_CASE("a thousand rows: the fast kernels, the device's oracle and the CPU agree") {
+  Backend* backend = device();
+  if (!backend) return;
+  Context host(cpu_backend(), 2), gpu(*backend);
+  Random r(29);
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (int64_t d : {64, 128})
+      for (int kind = 0; kind < 4; ++kind) {
+        Case c;
+        const int64_t n = 1030, m = kind == 1 ? 1500 : n;
+        // Enough tiles for the long ones of every card.
+        base_case(c, host, r, {2, 16, 4, n, m, d, d, dtype}, false, false);
+        c.args.lse = floats(host, {2, 16, n});
+        ElementRule rule;
+        rule.causal = kind >= 1;
+        if (kind == 2) rule.band = true, rule.left = 200, rule.sinks = 4;
+        if (kind == 3)
+          c.mask = make_block_mask(host, rule, n, m, 128, 128);
+        else
+          c.mask.rule = rule;
+        c.args.mask = &c.mask;
+        std::vector<double> o[3], lse[3];
+        for (int which = 0; which < 3; ++which) {
+          if (which == 2) {
+            poison(c.args.o), poison(c.args.lse);
+            attention(host, c.args);
+          } else {
+            const ForceKernel force(kKernels[which]);
+            Mirror there(gpu, c.args);
+            attention(gpu, there.args);
+            gpu.backend().synchronize();
+            there.fetch(gpu);
+          }
+          for (int64_t i = 0; i < c.args.o.numel(); ++i)  // contiguous
+            o[which].push_back(dtype == DType::f32    ? static_cast<double>(c.args.o.data<float>()[i])
+                               : dtype == DType::bf16 ? static_cast<float>(c.args.o.data<bf16>()[i])
+                                                      : static_cast<float>(c.args.o.data<f16>()[i]));
+          for (int64_t i = 0; i < c.args.lse.numel(); ++i) lse[which].push_back(c.args.lse.data<float>()[i]);
+        }
+        // In norms: half an epsilon of the stored result and one of p at most, either side; f32 as the
+        // operator promises.
+        const double most = dtype == DType::f32 ? 1e-5 : epsilon_of(dtype);
+        for (int which = 1; which < 3; ++which) {
+          double away = 0, size = 0, lse_away = 0;
+          for (size_t i = 0; i < o[0].size(); ++i) {
+            const double x = o[which][i] - o[0][i];
+            away += x * x, size += o[0][i] * o[0][i];
+          }
+          for (size_t i = 0; i < lse[0].size(); ++i)
+            lse_away = std::max(lse_away, std::fabs(lse[which][i] - lse[0][i]));
+          INFO(name(dtype) << " D " << d << " kind " << kind << ": "
+                           << (which == 1 ? "sm80 against the oracle" : "CPU against the oracle"));
+          CHECK(std::sqrt(away / size) <= most);
+          CHECK(lse_away <= 1e-4);
+        }
+      }
+}
+
 TEST_CASE("a call is captured into a graph and replays") {
   Backend* backend = device();
   if (!backend) return;
@@ -299,7 +378,7 @@ TEST_CASE("the accounting pass counts device lists like host lists, and normal c
   }
 }
 
-TEST_CASE("more than 2^31 elements are addressed with 64-bit offsets") {
+TEST_CASE("more than 2^31 elements are addressed with 64-bit offsets", "[.big]") {
   Backend* backend = device();
   if (!backend) return;
   // q and o of [1, 65, 2^19, 64] bf16: 4.06 GiB each, 2.18e9 elements; k and v are short. Values of a few
@@ -312,7 +391,6 @@ TEST_CASE("more than 2^31 elements are addressed with 64-bit offsets") {
                 static_cast<double>(need) / 0x1p30, static_cast<double>(memory.free) / 0x1p30);
     return;
   }
-  if (std::getenv("ATTNBENCH_SMALL_MEMORY")) return;  // emulators and shared cards
   Context host(cpu_backend(), 1), gpu(*backend);
   Random r(19);
   Case c;
