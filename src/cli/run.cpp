@@ -14,6 +14,7 @@
 #include "cli/json.hpp"
 #include "cli/paths.hpp"
 #include "cli/program.hpp"
+#include "cli/share.hpp"
 #include "cli/terminal.hpp"
 #include "cli/text.hpp"
 #include "inputs/atomic_file.hpp"
@@ -21,6 +22,8 @@
 #include "measure/clock.hpp"
 #include "measure/environment.hpp"
 #include "measure/runner.hpp"
+#include "measure/shard.hpp"
+#include "measure/slowed.hpp"
 #include "report/files.hpp"
 #include "report/format.hpp"
 #include "report/journal.hpp"
@@ -37,7 +40,7 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::vector<std::string> suites, set, filter, formats;
-  std::string device, output, weights;
+  std::string device, output, weights, shard, slowdown;
   int threads = 0;
   bool resume = false, force = false, dry_run = false, quick = false, keep_samples = false;
 };
@@ -179,6 +182,11 @@ std::vector<Job> prepare(const Options& o) {
         throw UsageError("'" + word + "': no case is left" +
                          (o.filter.empty() ? "" : "; --filter matches none of its cases"));
       if (o.keep_samples) job.suite.measure.keep_samples = true;
+      if (!o.shard.empty()) {
+        job.suite = shard_of(std::move(job.suite), parse_shard(o.shard));
+        if (job.suite.cases.empty())
+          throw UsageError("--shard " + o.shard + ": '" + word + "' has fewer groups of cases than parts");
+      }
       job.hash = hash_text(job.suite.resolved_text);
       if (!o.dry_run) {
         job.results = results_path(o, job.suite);
@@ -359,6 +367,8 @@ int run_job(const Job& job, const Options& o, const GlobalOptions& global) {
   RunOptions options;
   if (o.threads) options.threads = o.threads;
   options.weights_file = o.weights;
+  if (!o.slowdown.empty())
+    options.executor = slowed(make_executor, parse_share("--inject-slowdown", o.slowdown));
   options.finished = journal.cases();
   options.stop = &stop_asked;
   options.evaluate_claim = evaluate_claim;
@@ -440,6 +450,12 @@ const bool registered = register_command(
                ->type_name("N");
            sub.add_option("-w,--weights", o->weights, ".safetensors with weights by name for every case")
                ->type_name("FILE");
+           sub.add_option("--shard", o->shard,
+                          "measure the I-th of N parts, of equal estimated cost; `merge` joins their results")
+               ->type_name("I/N");
+           sub.add_option("--inject-slowdown", o->slowdown,
+                          "slow every timed run by this share, to prove a gate; the results say so")
+               ->type_name("SHARE");
            sub.add_flag("--quick", o->quick, "a fast look: precision 5% at best, at most 1 s a case");
            sub.add_flag("--keep-samples", o->keep_samples, "keep every sample in the results");
            sub.add_flag("-n,--dry-run", o->dry_run,
