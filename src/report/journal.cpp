@@ -98,6 +98,8 @@ void Journal::read_records(const std::string& text) {
       throw DataError(
           place + ": byte " + std::to_string(begin + (e.byte ? e.byte - 1 : 0)) +
           ": the line is damaged, and it is not a torn last line; remove it to run its case again");
+    } catch (const Json::out_of_range&) {
+      throw DataError(place + ": a number is larger than any double; remove the line to run its case again");
     }
     if (number == 1) {
       const auto version = j.is_object() ? j.find("schema_version") : j.end();

@@ -319,6 +319,8 @@ std::vector<std::string> validate_json(std::string_view schema_text, std::string
     const size_t offset = e.byte ? e.byte - 1 : 0;
     throw DataError("byte " + std::to_string(offset) + " (" + line_and_column(json_text, offset) +
                     "): not JSON");
+  } catch (const Json::out_of_range&) {
+    throw DataError("a number is larger than any double");
   }
   try {
     return Validator(schema).check(j);

@@ -444,6 +444,8 @@ Json parse_text(const std::string& text, const std::string& file) {
     const bool cut = offset >= text.size();
     throw DataError(file + ": byte " + std::to_string(offset) + " (" + line_and_column(text, offset) +
                     "): " + (cut ? "the text ends too early (a truncated file?): " : "not JSON: ") + why);
+  } catch (const Json::out_of_range&) {
+    throw DataError(file + ": a number is larger than any double");
   }
 }
 
