@@ -15,9 +15,10 @@ using nlohmann::json;
 
 namespace {
 
-const std::vector<std::string> kCommands{"run",     "list",   "describe", "verify",
-                                         "analyze", "apply",  "devices",  "roofline",
-                                         "doctor",  "schema", "validate", "completion"};
+const std::vector<std::string> kCommands{"run",       "list",       "describe", "verify", "analyze",
+                                         "apply",     "devices",    "roofline", "doctor", "schema",
+                                         "validate",  "completion", "compare",  "check",  "history",
+                                         "calibrate", "merge",      "prove",    "sample"};
 
 }  // namespace
 
