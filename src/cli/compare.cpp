@@ -243,14 +243,20 @@ int check_one(const Options& o, const GlobalOptions& global, const std::string& 
            fmt::format("{} of {} cases became slower by more than {:.3g}%", report.count(Verdict::slower),
                        report.count(GateRow::State::compared), 100 * rules.threshold));
       return kAnswerIsNo;
-    case GateAnswer::incomplete:
+    case GateAnswer::incomplete: {
+      const auto open = std::count_if(report.rows.begin(), report.rows.end(),
+                                      [](const GateRow& r) { return r.unconfirmed; });
       note(false,
            report.empty()
                ? "the gate compared nothing, so it cannot pass; --allow-empty lets a first run through"
+           : open
+               ? fmt::format(
+                     "{} cases looked slower and could not be measured again, so the gate cannot pass", open)
                : fmt::format("{} cases of the baseline have no time in this run, so the gate cannot pass; "
                              "--allow-missing lets them go",
                              missing));
       return kUsage;
+    }
   }
   return kUsage;
 }

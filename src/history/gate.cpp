@@ -300,12 +300,15 @@ void judge_confirmed(GateReport& report) {
   for (GateRow& row : report.rows)
     if (row.state == GateRow::State::compared && !row.confirmed && row.judgement.verdict == Verdict::slower) {
       row.judgement.verdict = Verdict::unsure;
+      row.unconfirmed = true;
       if (row.note.empty()) row.note = "looked slower and could not be measured again";
     }
 }
 
 GateAnswer answer(const GateReport& report, bool allow_missing, bool allow_empty) {
   if (report.count(Verdict::slower) > 0) return GateAnswer::regression;
+  for (const GateRow& row : report.rows)
+    if (row.unconfirmed) return GateAnswer::incomplete;
   const bool missing = report.count(GateRow::State::missing) + report.count(GateRow::State::not_measured) > 0;
   if (missing && !allow_missing) return GateAnswer::incomplete;
   if (report.empty() && !allow_empty) return GateAnswer::incomplete;

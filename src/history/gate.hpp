@@ -47,10 +47,11 @@ struct GateRow {
   Spread spread;
   Difference difference;
   Judgement judgement;
-  bool confirmed = false;  ///< the verdict is from measuring again
-  Judgement first;         ///< what was judged before that
-  int pairs = 0;           ///< process pairs of the confirmation
-  std::string note;        ///< a full sentence
+  bool unconfirmed = false;  ///< looked slower, and could not be measured again
+  bool confirmed = false;    ///< the verdict is from measuring again
+  Judgement first;           ///< what was judged before that
+  int pairs = 0;             ///< process pairs of the confirmation
+  std::string note;          ///< a full sentence
 };
 
 struct GateReport {
@@ -81,8 +82,9 @@ void judge_confirmed(GateReport& report);
 std::vector<size_t> suspects(const GateReport& report);
 
 enum class GateAnswer : uint8_t { pass, regression, incomplete };
-/// incomplete: nothing was compared, or cases of the baseline are missing or without a time (unless
-/// `allow_missing`, or `allow_empty` for a first run). unsure and faster pass.
+/// incomplete: nothing was compared, what looked slower could not be measured again, or cases of the baseline
+/// are missing or without a time (unless `allow_missing`, or `allow_empty` for a first run). unsure and
+/// faster pass.
 GateAnswer answer(const GateReport& report, bool allow_missing, bool allow_empty);
 
 /// The verdict that `history add` stores: of one case against the points before it.

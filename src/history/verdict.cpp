@@ -169,7 +169,7 @@ Judgement judge_alone(const Difference& d, const GateRules& rules) {
     j.verdict = Verdict::faster;
   else if (student_tail((bound - d.allowance - std::abs(d.log_ratio)) / sigma, d.dof) <= kSameTail / d.looks)
     j.verdict = Verdict::same;
-  j.suspect = d.log_ratio + half >= std::log1p(kSuspect * rules.threshold);
+  j.suspect = j.verdict == Verdict::slower || d.log_ratio + half >= std::log1p(kSuspect * rules.threshold);
   return j;
 }
 

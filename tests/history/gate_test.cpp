@@ -268,6 +268,25 @@ TEST_CASE("confirming ends when its time is spent, and what could not be confirm
   CHECK(row_of(r, "b").note.find("spent") != std::string::npos);
 }
 
+TEST_CASE("a gate whose suspects cannot be measured again does not pass") {
+  const RunResult before = sample_history_run(1, {{"a", 0.01}}), after = sample_history_run(2, {{"a", 0.02}});
+  GateReport r = compare(after, baseline_of_runs({before}, "old"), GateRules{});
+  mock::MockClock clock;
+  confirm(
+      r, suspects(r), [](const GateRow&) -> PairedTimes { throw Error("the old program is gone."); },
+      ConfirmLimits{}, clock);
+  CHECK(r.rows[0].judgement.verdict == Verdict::unsure);
+  CHECK(r.rows[0].unconfirmed);
+  CHECK(answer(r, true, true) == GateAnswer::incomplete);
+}
+
+TEST_CASE("what is slower beyond doubt is a suspect, however narrow its interval") {
+  const Judgement j = judge_alone({std::log1p(0.035), 0.0005, 100, 1}, GateRules{});
+  CHECK(j.verdict == Verdict::slower);
+  CHECK(j.high < 0.04);
+  CHECK(j.suspect);
+}
+
 TEST_CASE("cases without history are compared by pairs alone") {
   const RunResult after = sample_history_run(2, {{"a", 0.013}});
   GateReport r = compare(after, Baseline{}, GateRules{});
