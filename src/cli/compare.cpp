@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "cli/child.hpp"
 #include "cli/gate_text.hpp"
@@ -110,10 +111,15 @@ int compare_files(const Options& o, const GlobalOptions& global) {
 
 /// Both programs, each in a process of its own, sampled in turn.
 PairSource pairs_of_programs(const Options& o, const std::string& results) {
-  return [&o, results](const GateRow& row) {
+  return [&o, results, checked = std::set<std::string>{}](const GateRow& row) mutable {
+    std::vector<std::string> before{o.baseline_binary, "sample", results, row.id};
     std::vector<std::string> now{own_program(), "sample", results, row.id};
+    if (!checked.insert(row.id).second) {
+      before.push_back("--verified");
+      now.push_back("--verified");
+    }
     if (!o.slowdown.empty()) now.insert(now.end(), {"--inject-slowdown", o.slowdown});
-    const PairedSamples p = sample_pair({o.baseline_binary, "sample", results, row.id}, now, PairPlan{});
+    const PairedSamples p = sample_pair(before, now, PairPlan{});
     std::vector<double> logs(p.now_s.size());
     for (size_t i = 0; i < logs.size(); ++i) logs[i] = std::log(p.now_s[i] / p.before_s[i]);
     return PairedTimes{median(p.before_s), median(p.now_s), median(logs)};

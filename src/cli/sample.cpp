@@ -27,6 +27,7 @@ namespace {
 struct Options {
   std::string results, slowdown, as_run;
   std::vector<std::string> ids;
+  bool verified = false;
 };
 
 // As the sampler does for interleaved cases: the other program's data are in the caches.
@@ -85,10 +86,12 @@ int serve(const Options& o) {
       make(found->spec, ExecutorSetup{&clock, run.suite.measure.threads, "", nullptr});
   executor->params();
   executor->open(0);
-  executor->account();
-  const VerifyOutcome v = executor->verify(kVerifySeconds);
-  if (v.checked && !v.result.passed)
-    throw Error("case '" + found->spec.name + "' fails its verification: " + v.result.worst);
+  if (!o.verified) {
+    executor->account();
+    const VerifyOutcome v = executor->verify(kVerifySeconds);
+    if (v.checked && !v.result.passed)
+      throw Error("case '" + found->spec.name + "' fails its verification: " + v.result.worst);
+  }
   const bool cold = run.suite.measure.cache_on(found->spec.device) == "cold";
   const double begin = clock.now_s();
   double run_s = 0;
@@ -132,33 +135,34 @@ int run_sample(const Options& o) {
   }
 }
 
-const bool registered =
-    register_command({.name = "sample",
-                      .order = 200,
-                      .add =
-                          [](CLI::App& sub, const GlobalOptions&) {
-                            auto o = std::make_shared<Options>();
-                            sub.add_option("RESULTS", o->results, "results file that holds the case")
-                                ->required()
-                                ->type_name("FILE");
-                            sub.add_option("ID", o->ids, "ids of cases")->required()->type_name("ID");
-                            sub.add_option("--as-run", o->as_run,
-                                           "measure as `run` did, with all that takes turns; write results")
-                                ->type_name("FILE");
-                            sub.add_option("--inject-slowdown", o->slowdown,
-                                           "slow every timed run by this share, to prove a gate")
-                                ->type_name("SHARE");
-                            sub.footer(
-                                "Examples:\n"
-                                "  echo 10 | attnbench sample results/ci.json 0123456789abcdef\n"
-                                "\n"
-                                "Says `ready SECONDS`, then answers every number of executions on stdin with "
-                                "the seconds of one.\n"
-                                "`attnbench check --confirm` starts it for the old and the new program and "
-                                "samples them in turn.");
-                            return [o] { return run_sample(*o); };
-                          },
-                      .summary = "take samples of one case on demand (check --confirm uses it)"});
+const bool registered = register_command(
+    {.name = "sample",
+     .order = 200,
+     .add =
+         [](CLI::App& sub, const GlobalOptions&) {
+           auto o = std::make_shared<Options>();
+           sub.add_option("RESULTS", o->results, "results file that holds the case")
+               ->required()
+               ->type_name("FILE");
+           sub.add_option("ID", o->ids, "ids of cases")->required()->type_name("ID");
+           sub.add_option("--as-run", o->as_run,
+                          "measure as `run` did, with all that takes turns; write results")
+               ->type_name("FILE");
+           sub.add_flag("--verified", o->verified, "skip the verification: an earlier process did it");
+           sub.add_option("--inject-slowdown", o->slowdown,
+                          "slow every timed run by this share, to prove a gate")
+               ->type_name("SHARE");
+           sub.footer(
+               "Examples:\n"
+               "  echo 10 | attnbench sample results/ci.json 0123456789abcdef\n"
+               "\n"
+               "Says `ready SECONDS`, then answers every number of executions on stdin with "
+               "the seconds of one.\n"
+               "`attnbench check --confirm` starts it for the old and the new program and "
+               "samples them in turn.");
+           return [o] { return run_sample(*o); };
+         },
+     .summary = "take samples of one case on demand (check --confirm uses it)"});
 
 }  // namespace
 

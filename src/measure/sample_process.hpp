@@ -39,9 +39,11 @@ struct PairedSamples {
 };
 /// How a pair of processes is sampled: A B B A A B …, so that drift favours nobody.
 struct PairPlan {
-  double sample_s = 0.01;  ///< length of a sample; ten thousand times the clock's step
-  int least = 6, most = 30;
-  double seconds = 1.5;  ///< of sampling, unless `least` takes longer
+  double sample_s = 0.005;  ///< length of a sample; a hundred thousand steps of the clock
+  /// The spread between pairs of processes is what limits the verdict, so more pairs tell more than more
+  /// samples.
+  int least = 6, most = 20;
+  double seconds = 1.0;  ///< of sampling, unless `least` takes longer
 };
 /// Starts both, waits for both, takes samples in turn.
 PairedSamples sample_pair(const std::vector<std::string>& before, const std::vector<std::string>& now,
