@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/attention/sm80.cuh"
+#include "kernels/attention/sm90.cuh"
 
 namespace attnbench {
 namespace cuda_attention {
@@ -158,13 +159,25 @@ constexpr int64_t kSectionBytes = int64_t{32} << 20;
 constexpr double kFilled = 0.8;
 constexpr int64_t kPartTiles = 4, kMostParts = 256;
 
-/// ATTNBENCH_CUDA_ATTENTION=reference or =sm80 in the environment takes the choice away, for tests and
-/// comparisons. Faster routes for newer cards come after the first line, each with its own test of p.
+/// ATTNBENCH_CUDA_ATTENTION=reference, =sm80 or =sm90 in the environment takes the choice away, for tests and
+/// comparisons. A call that sm90 does not take is Unsupported when that was asked for.
+bool asked(const char* kernels) {
+  const char* forced = std::getenv("ATTNBENCH_CUDA_ATTENTION");
+  return !forced || std::strcmp(forced, kernels) == 0;
+}
+bool choose_hopper(const CudaBackend& backend, const AttentionArgs& a, const Params& p, HopperPlan& plan) {
+  const char* why = "";
+  if (!asked("sm90")) return false;
+  if (plan_hopper(backend, a, p, plan, why)) return true;
+  if (std::getenv("ATTNBENCH_CUDA_ATTENTION"))
+    throw Unsupported(std::string("the sm_90 attention kernels do not take this call: ") + why);
+  return false;
+}
+
 Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
   Choice c;
   TensorPlan& x = c.plan;
-  const char* forced = std::getenv("ATTNBENCH_CUDA_ATTENTION");
-  if (forced && std::strcmp(forced, "reference") == 0) return c.why = "the reference was asked for", c;
+  if (!asked("sm80")) return c.why = "the reference was asked for", c;
 
   const DType dtype = a.q.dtype();
   const int64_t dim = std::max(p.d, p.e), sms = backend.sm_count();
@@ -256,7 +269,9 @@ void launch(Context& ctx, const Params& p, TensorPlan plan, DType dtype) {
 
 std::string CudaBackend::attention_plan(const AttentionArgs& args) {
   using namespace cuda_attention;
-  const Choice c = choose_kernel(*this, args, make_params(args));
+  const Params p = make_params(args);
+  if (HopperPlan hopper; choose_hopper(*this, args, p, hopper)) return describe_hopper(p, hopper);
+  const Choice c = choose_kernel(*this, args, p);
   if (c.route == Route::reference) return std::string("reference: ") + c.why;
   const TensorPlan& x = c.plan;
   const char* const kinds[] = {"lean", "full", "terms"};
@@ -277,14 +292,13 @@ void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
     p.row_sums = {sums.data<float>(), p.heads * p.n, p.n, 1};
   }
   if (p.batch * p.n > 0) {
-    const Choice choice = choose_kernel(*this, args, p);
-    switch (choice.route) {
-      case Route::sm80:
-        launch(ctx, p, choice.plan, args.q.dtype());
-        break;
-      case Route::reference:
-        launch_reference(ctx, p, args.q.dtype());
-    }
+    HopperPlan hopper;
+    if (choose_hopper(*this, args, p, hopper))
+      launch_hopper(ctx, p, hopper, args.q.dtype());
+    else if (const Choice choice = choose_kernel(*this, args, p); choice.route == Route::sm80)
+      launch(ctx, p, choice.plan, args.q.dtype());
+    else
+      launch_reference(ctx, p, args.q.dtype());
   }
   if (masses) launch_masses(ctx, p, args.q.dtype());
 }

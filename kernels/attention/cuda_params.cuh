@@ -85,6 +85,12 @@ struct Params {
   int64_t block_mass_b = 0, block_mass_h = 0, block_mass_r = 0, block_mass_c = 0;
   int64_t blocks_q = 0, blocks_k = 0;
   Statistic row_sums;  ///< the lse again, for the mass pass; contiguous [B, H, N]
+
+  /// Only the reference kernel reads these: when set, it runs the listed rows alone. repairs[0] counts the
+  /// entries behind it; entry e means 16 query slots of unit (batch times head) e / repair_groups from
+  /// 16 * (e % repair_groups).
+  int* repairs = nullptr;
+  int repair_groups = 0;
 };
 Params make_params(const AttentionArgs& args);
 

@@ -101,10 +101,17 @@ __global__ void __launch_bounds__(kWarps * 32) reference_kernel(const __grid_con
   __shared__ double queries[kWarps][kMaxDim];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   double* q = queries[warp];
-  const int64_t rows = p.batch * p.heads * p.n;
+  const int64_t rows = p.repairs ? int64_t{16} * p.repairs[0] : p.batch * p.heads * p.n;
   const double inf = static_cast<double>(INFINITY);
-  for (int64_t index = static_cast<int64_t>(blockIdx.x) * kWarps + warp; index < rows;
-       index += static_cast<int64_t>(gridDim.x) * kWarps) {
+  for (int64_t at = static_cast<int64_t>(blockIdx.x) * kWarps + warp; at < rows;
+       at += static_cast<int64_t>(gridDim.x) * kWarps) {
+    int64_t index = at;
+    if (p.repairs) {
+      const int entry = p.repairs[1 + at / 16];
+      const int64_t slot = int64_t{16} * (entry % p.repair_groups) + at % 16;
+      if (slot >= p.n) continue;
+      index = entry / p.repair_groups * p.n + slot;
+    }
     Row row;
     if (!open_row<T>(p, index, lane, row, q)) continue;
     double top = -inf, sum = 0, logs = 0;  // logs: sum of w ln w, w relative to exp(top)
@@ -220,7 +227,9 @@ __global__ void store_masses(const __grid_constant__ Params p, const double* key
 void launch_reference(Context& ctx, const Params& p, DType dtype) {
   const int64_t rows = p.batch * p.heads * p.n;
   if (rows == 0) return;
-  const unsigned grid = grid_for(ctx, rows, kWarps);
+  // Repairs are rare: a small grid looks whether there are any.
+  const unsigned grid =
+      p.repairs ? static_cast<unsigned>(cuda_of(ctx).sm_count()) : grid_for(ctx, rows, kWarps);
   const cudaStream_t stream = stream_of(ctx);
   if (dtype == DType::f32)
     reference_kernel<float><<<grid, kWarps * 32, 0, stream>>>(p);

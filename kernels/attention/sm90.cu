@@ -1,0 +1,127 @@
+// Which attention calls the Hopper kernels take, and their tensor maps.
+#include <cudaTypedefs.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "kernels/attention/rows.cuh"
+#include "kernels/attention/sm90.cuh"
+
+namespace attnbench::cuda_attention {
+namespace {
+
+/// The driver's encoder, found at run time so that the module needs no link to the driver.
+PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
+  static const auto encoder = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
+                                         &found) != cudaSuccess ||
+        found != cudaDriverEntryPointSuccess)
+      entry = nullptr;
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
+  }();
+  return encoder;
+}
+
+/// Boxes of 64 x 64 elements of [B, H, rows, D]; false when the layout has no map.
+bool make_map(CUtensorMap& map, const Tensor& t) {
+  if (reinterpret_cast<uintptr_t>(t.raw()) % 16 != 0) return false;
+  cuuint64_t sizes[4], strides[3];
+  sizes[0] = static_cast<cuuint64_t>(t.dim(3));
+  for (int axis = 2; axis >= 0; --axis) {
+    const int64_t size = t.dim(axis), step = t.stride(axis) * static_cast<int64_t>(size_of(t.dtype()));
+    if (size > UINT32_MAX) return false;
+    sizes[3 - axis] = static_cast<cuuint64_t>(size);
+    // An axis of one is never stepped along; maps want a stride all the same.
+    strides[2 - axis] = size == 1 ? 16 : static_cast<cuuint64_t>(step);
+    if (size > 1 && (step <= 0 || step % 16 != 0 || step >= int64_t{1} << 40)) return false;
+  }
+  const cuuint32_t box[4] = {64, 64, 1, 1}, steps[4] = {1, 1, 1, 1};
+  return map_encoder()(
+             &map,
+             t.dtype() == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
+             t.raw(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+bool rows_of_16_bytes(const Tensor& t) {
+  bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+  for (int a = 0; a < 3; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) % 8 == 0);
+  return ok;
+}
+
+// Keys and values of a section stay in the half of the L2 cache that is near: 50 MB in all on H100 and H200.
+constexpr int64_t kSectionBytes = int64_t{24} << 20;
+// Below this share of the multiprocessors, splitting the keys (sm_80 kernel) beats whole rows.
+constexpr double kFilled = 0.4;
+
+}  // namespace
+
+bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Params& p, HopperPlan& plan,
+                 const char*& why) {
+  const auto no = [&](const char* reason) { return why = reason, false; };
+  if (backend.compute_capability() != 90) return no("the card is not a Hopper");
+  if (a.q.dtype() == DType::f32) return no("f32 has no warpgroup product");
+  const int64_t dim = std::max(p.d, p.e);
+  if (dim > 256 || p.d % 8 != 0 || p.e % 8 != 0)
+    return no("rows are not whole 16-byte pieces of up to 256 elements");
+  if (p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data || !(p.scale > 0))
+    return no("scores need more than a factor");
+  if (p.table || p.has_gather || p.q_order || p.k_order) return no("rows are gathered");
+  if (p.n < 64 || p.m < 1) return no("too few rows for a tile");
+  if (p.n >= INT32_MAX / 2 || p.m >= INT32_MAX / 2) return no("more rows than 32 bits hold");
+  if (a.split_keys > 1) return no("the keys are to be split");
+  if (!rows_of_16_bytes(a.o) || !map_encoder()) return no("rows of o are not aligned to 16 bytes");
+
+  plan.lists = p.has_lists;
+  if (p.has_lists && p.block_k % 64 != 0) return no("key blocks are not multiples of 64");
+  if (p.has_lists && p.block_q % 64 != 0) return no("query blocks are not multiples of 64");
+  const bool small = p.has_lists && p.block_q % 128 != 0;
+  if (small && dim > 128) return no("query blocks of 64 with rows over 128 elements");
+  // Short rows leave the tensor cores waiting for exponentials: three consumers hide more of them than two.
+  plan.groups = small ? 1 : dim <= 64 && !p.has_lists && p.n > 128 ? 3 : 2;
+  const int rows = 64 * plan.groups, keys = dim > 128 || small ? 64 : 128;
+  const int64_t units = p.batch * p.heads, tiles = (p.n + rows - 1) / rows;
+  if (units * tiles * 4 * plan.groups >= INT32_MAX) return no("more tiles than 32 bits hold");
+  const char* forced = std::getenv("ATTNBENCH_CUDA_ATTENTION");
+  if (!forced && static_cast<double>(units * tiles) < kFilled * backend.sm_count())
+    return no("too few tiles to fill the card");
+  plan.tiles = static_cast<int>(tiles), plan.total = static_cast<int>(units * tiles);
+  plan.heads = static_cast<int>(p.heads);
+
+  const DeviceRule& rule = p.rule;
+  const bool limits = p.row_begin.data || p.key_length || p.key_valid;
+  plan.general = rule.rank > 0 || rule.segment_q || rule.bitmap || p.key_valid;
+  plan.ranges = plan.general || limits || rule.causal || rule.band || p.m % keys != 0;
+  plan.mask_full = limits || p.m % 64 != 0;
+  plan.to_log2 = p.scale * kLog2e;
+  const int64_t key_bytes = std::max<int64_t>(1, p.m * (p.d + p.e) * 2);
+  // Tiles of equal work follow each other within a head; uneven ones are taken heaviest first over a section.
+  const bool uneven = plan.ranges || p.has_lists;
+  const int64_t section = uneven ? std::max<int64_t>(1, kSectionBytes / key_bytes) * p.group : 1;
+  plan.section = static_cast<int>(std::min(section, std::max<int64_t>(1, units)));
+  if (!make_map(plan.q, a.q) || !make_map(plan.k, a.k) || !make_map(plan.v, a.v))
+    return no("strides or alignment have no tensor map");
+  return true;
+}
+
+std::string describe_hopper(const Params& p, const HopperPlan& plan) {
+  const int64_t dim = std::max(p.d, p.e);
+  return "sm90 " + std::to_string(64 * plan.groups) + "x" + (dim > 128 || plan.groups == 1 ? "64" : "128");
+}
+
+void launch_hopper(Context& ctx, const Params& p, HopperPlan& plan, DType dtype) {
+  const auto launch = dtype == DType::bf16 ? launch_hopper_bf16 : launch_hopper_f16;
+  if (!plan.ranges && !plan.lists) return launch(ctx, p, plan);
+  // The ticket of the next tile, then the rows to run again: their number and room for all of them.
+  Params with = p;
+  with.repair_groups = plan.tiles * 4 * plan.groups;
+  const Tensor memory = ctx.allocate(DType::i32, {2 + p.batch * p.heads * with.repair_groups});
+  plan.next = memory.data<int32_t>(), with.repairs = plan.next + 1;
+  CUDA_CHECK(cudaMemsetAsync(plan.next, 0, 2 * sizeof(int), stream_of(ctx)));
+  launch(ctx, with, plan);
+  launch_reference(ctx, with, dtype);
+}
+
+}  // namespace attnbench::cuda_attention

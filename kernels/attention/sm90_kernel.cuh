@@ -1,0 +1,815 @@
+// Softmax attention for Hopper: warpgroup products from shared memory, tensor-map copies, one producer
+// warpgroup and one or two consumers. bf16 and f16, scores that need a scale only (other terms: sm_80
+// kernel).
+//
+// A persistent block owns a tile of 64 query rows a consumer. Keys come in tiles of 64 or 128, cut in halves
+// of 64 that need not be neighbours, so that lists of 64-token blocks fill whole tiles. A consumer issues
+// S = Q K' of tile j + 1, then O += P V of tile j, and does the softmax of j + 1 while the second product
+// runs; two consumers take turns in issuing, so that one's products run under the other's exponentials. P
+// stays in registers.
+//
+// The producer's warps: one loads; one decides, a tile or two ahead, which tile comes next and what it
+// visits; two write masks. Key tiles that some row sees only in part come first, and for them those two write
+// 32-bit words of visible columns into shared memory, ahead of the consumers, who read their rows' words and
+// never meet a rule. All other key tiles are processed by a loop without mask code.
+#pragma once
+#include <algorithm>
+
+#include "kernels/attention/mma.cuh"
+#include "kernels/attention/rows.cuh"
+#include "kernels/attention/sm90.cuh"
+#include "kernels/core/hopper.cuh"
+
+namespace attnbench::cuda_attention {
+namespace {
+
+constexpr int kProducerThreads = 128, kMaskThreads = 64;
+constexpr int kHalf = 64;       // keys
+constexpr int kRowBytes = 128;  // of a swizzled shared-memory row: 64 elements
+constexpr int kHalfBytes = kHalf * kRowBytes;
+constexpr int kStages = 2;
+constexpr int kWalks = 3;  // tiles between the decision and the end of the work
+// Named barriers: consumers take turns on 1 to 3; 4 to 6 gather one consumer, 7 the mask warps.
+constexpr int kTurnBarrier = 1, kGroupBarrier = 4, kMaskBarrier = 7;
+
+template <int Dim, int Groups>
+struct HopperTile {
+  static constexpr int kRows = 64 * Groups, kColumns = Dim / 64;
+  // S, P and O of a consumer stay in registers: keys * 3 / 4 + Dim / 2 of them a thread.
+  static constexpr int kKeys = Dim > 128 || Groups == 1 ? 64 : 128;
+  static constexpr int kHalves = kKeys / kHalf, kWords = kKeys / 32;
+  // The second Q buffer loads the next tile's rows under this tile's work, where it fits.
+  static constexpr int kQBuffers = Dim > 128 ? 1 : 2;
+  static constexpr int kQBytes = kRows * Dim * 2, kKeyBytes = kKeys * Dim * 2;
+  static constexpr int kThreads = kProducerThreads + 128 * Groups;
+  static constexpr int kBlocksPerSm = Groups == 1 ? 2 : 1;
+  static constexpr bool kTurns = Groups > 1;
+  // The launch gives every thread 168 registers (128 to four warpgroups and to blocks in pairs); together the
+  // warpgroups take no more than that.
+  static constexpr int kProducerRegisters = Groups == 1   ? 64
+                                            : Groups == 2 ? 56
+                                                          : 32,
+                       kConsumerRegisters = Groups == 1   ? 192
+                                            : Groups == 2 ? 224
+                                                          : 160;
+};
+
+/// What a tile of queries visits; every warp of the producer computes the same or reads it.
+struct Walk {
+  int stop = 0;
+  int b = 0, h = 0, row0 = 0;
+  int steps = 0, masked = 0;  ///< tiles of keys; the masked ones come first
+  // With lists, in halves of 64 keys: partial ones, then `mixed` full ones that are masked too.
+  int partial_begin = 0, partial_halves = 0, full_begin = 0, full_halves = 0, mixed = 0;
+  // Without: tiles [low, full_low) and [full_high, high) are partial, [full_low, full_high) whole, [0,
+  // sinks).
+  int low = 0, full_low = 0, full_high = 0, high = 0, sinks = 0;
+  bool empty = false;  ///< nothing at all: one masked step of absent keys keeps the consumers' loop simple
+};
+
+// Thresholds of a neighbourhood axis that a word's table holds; wider spans are voted on row by row.
+constexpr int kSpan = 64;
+
+template <int Dim, int Groups>
+struct HopperShared {
+  using C = HopperTile<Dim, Groups>;
+  alignas(1024) uint8_t q[C::kQBuffers][C::kQBytes];
+  alignas(1024) uint8_t k[kStages][C::kKeyBytes];
+  alignas(1024) uint8_t v[kStages][C::kKeyBytes];
+  alignas(16) uint32_t words[kStages][C::kRows][C::kWords];
+  RowLimits rows[C::kRows];
+  uint32_t below[3][C::kWords][kSpan + 2];  ///< columns whose place is less than first + index
+  int first[3][C::kWords], span[3][C::kWords];
+  Walk walk[kWalks];
+  uint64_t walk_full[kWalks], walk_empty[kWalks];
+  uint64_t q_full[C::kQBuffers], q_empty[C::kQBuffers];
+  uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  uint64_t words_full[kStages], words_empty[kStages];
+};
+
+/// Counts uses of a ring of buffers: which one, and the parity of its phase.
+template <int Buffers>
+struct Ring {
+  int index = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void next() {
+    if (++index == Buffers) index = 0, phase ^= 1;
+  }
+};
+
+/// One warp's view of a list: 32 entries are read at a time.
+struct ListReader {
+  int held = -1, value = 0;
+  __device__ __forceinline__ int block(const DeviceList& list, int begin, int entry) {
+    if (entry >> 5 != held) {
+      held = entry >> 5;
+      const int64_t at = static_cast<int64_t>(begin) + (held << 5) + threadIdx.x % 32;
+      value = at < list.size ? list.index[at * list.step] : -1;
+    }
+    return __shfl_sync(kAllLanes, value, entry & 31);
+  }
+};
+
+enum HalfKind : int { kAbsent, kUnderRule, kFull };
+struct Half {
+  int slot = 0;
+  HalfKind kind = kAbsent;
+};
+
+/// Half i of step s. All lanes of a warp ask for the same one.
+template <int Keys>
+__device__ __forceinline__ Half half_of(const Params& p, const Walk& w, ListReader& partial, ListReader& full,
+                                        int s, int i) {
+  constexpr int kHalves = Keys / kHalf;
+  if (w.empty) return {0, kAbsent};
+  if (!p.has_lists) {
+    int tile;
+    if (s >= w.masked)
+      tile = w.full_high - 1 - (s - w.masked);
+    else if (s < w.high - w.full_high)
+      tile = w.high - 1 - s;
+    else if (s -= w.high - w.full_high; s < w.full_low - w.low)
+      tile = w.full_low - 1 - s;
+    else
+      tile = s - (w.full_low - w.low);
+    return {tile * Keys + i * kHalf, kUnderRule};
+  }
+  const int pieces = p.block_k / kHalf;
+  int at = s * kHalves + i;
+  HalfKind kind = kUnderRule;
+  if (s >= w.masked)
+    at -= w.masked * kHalves, kind = kFull;
+  else if (at >= w.partial_halves) {
+    at -= w.partial_halves;
+    if (at >= w.mixed) return {0, kAbsent};
+    at += w.full_halves - w.mixed, kind = kFull;
+  }
+  const int entry = at / pieces, piece = at - entry * pieces;
+  const int block = kind == kFull ? full.block(p.full, w.full_begin, entry)
+                                  : partial.block(p.partial, w.partial_begin, entry);
+  // Entries that name no block are not followed: keys behind the end read as zeros.
+  if (block < 0 || block >= p.blocks_k) return {0, kAbsent};
+  return {block * p.block_k + piece * kHalf, kind};
+}
+
+/// One warp: what the tile with this number visits.
+template <int Dim, int Groups>
+__device__ Walk find_walk(const Params& p, const HopperPlan& plan, int number) {
+  using C = HopperTile<Dim, Groups>;
+  const int lane = threadIdx.x % 32;
+  Walk w;
+  // Sections of units share the cache; inside a section the last (heaviest, under causal rules) tiles go
+  // first.
+  const int per_section = plan.section * plan.tiles, section = number / per_section;
+  const int units = min(plan.section, plan.total / plan.tiles - section * plan.section);
+  const int inside = number - section * per_section;
+  const int tile = plan.tiles - 1 - inside / units, unit = section * plan.section + inside % units;
+  w.b = unit / plan.heads, w.h = unit % plan.heads, w.row0 = tile * C::kRows;
+
+  if (p.has_lists) {
+    const int r = w.row0 / p.block_q, pieces = p.block_k / kHalf;
+    if (p.full.count.data)
+      w.full_begin = p.full.begin.at(w.b, w.h, r), w.full_halves = p.full.count.at(w.b, w.h, r) * pieces;
+    if (p.partial.count.data)
+      w.partial_begin = p.partial.begin.at(w.b, w.h, r),
+      w.partial_halves = p.partial.count.at(w.b, w.h, r) * pieces;
+    w.mixed = plan.mask_full ? w.full_halves : w.full_halves % C::kHalves;
+    w.masked = (w.partial_halves + w.mixed + C::kHalves - 1) / C::kHalves;
+    w.steps = w.masked + (w.full_halves - w.mixed) / C::kHalves;
+    return w;
+  }
+  const int m = static_cast<int>(p.m);
+  if (!plan.ranges) {
+    w.full_high = w.high = m / C::kKeys;
+    w.steps = w.high;
+    return w;
+  }
+  int min_low = INT_MAX, max_low = 0, min_high = INT_MAX, max_high = 0, max_sink = 0;
+  for (int r = lane; r < C::kRows && w.row0 + r < p.n; r += 32) {
+    const RowLimits x = row_limits(p, w.b, w.h, w.row0 + r);
+    if (x.low < x.high)
+      min_low = min(min_low, x.low), max_high = max(max_high, x.high), max_low = max(max_low, x.low);
+    min_high = min(min_high, x.high);
+    if (x.sink_high > x.row_low) max_sink = max(max_sink, x.sink_high);
+  }
+  min_low = __reduce_min_sync(kAllLanes, min_low), max_low = __reduce_max_sync(kAllLanes, max_low);
+  min_high = __reduce_min_sync(kAllLanes, min_high), max_high = __reduce_max_sync(kAllLanes, max_high);
+  max_sink = __reduce_max_sync(kAllLanes, max_sink);
+  w.low = min_low == INT_MAX ? 0 : min_low / C::kKeys;
+  w.high = (max_high + C::kKeys - 1) / C::kKeys;
+  w.full_low = (max_low + C::kKeys - 1) / C::kKeys, w.full_high = min_high / C::kKeys;
+  // An empty row has high 0, so that no tile is whole.
+  if (plan.general || w.full_low >= w.full_high) w.full_low = w.full_high = w.low;
+  if (w.high < w.low) w.high = w.low;
+  w.sinks = min((max_sink + C::kKeys - 1) / C::kKeys, w.low);
+  w.masked = w.high - w.full_high + w.full_low - w.low + w.sinks;
+  w.steps = w.masked + w.full_high - w.full_low;
+  return w;
+}
+
+template <int Dim, int Groups>
+__device__ Walk walk_of(const Params& p, const HopperPlan& plan, int number) {
+  Walk w = find_walk<Dim, Groups>(p, plan, number);
+  if (w.steps == 0) w.empty = true, w.steps = w.masked = 1;
+  return w;
+}
+
+// --- the producer: one warp of copies ---
+
+template <int Dim, int Groups>
+__device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& plan,
+                                           HopperShared<Dim, Groups>& shared) {
+  using C = HopperTile<Dim, Groups>;
+  const int lane = threadIdx.x % 32;
+  if (lane == 0) {
+    hopper::prefetch_map(&plan.q);
+    hopper::prefetch_map(&plan.k);
+    hopper::prefetch_map(&plan.v);
+  }
+  Ring<C::kQBuffers> q;
+  Ring<kStages> k, v;
+  Ring<kWalks> tile;
+  for (;; tile.next()) {
+    hopper::barrier_wait(shared_address(&shared.walk_full[tile.index]), tile.phase);
+    const Walk& w = shared.walk[tile.index];
+    const uint32_t q_full = shared_address(&shared.q_full[q.index]), rows = shared_address(shared.q[q.index]);
+    hopper::barrier_wait(shared_address(&shared.q_empty[q.index]), q.phase ^ 1);
+    if (w.stop) {
+      if (lane == 0) hopper::barrier_arrive(q_full);
+      return;
+    }
+    if (lane == 0) {
+      hopper::barrier_expect(q_full, C::kQBytes);
+      for (int c = 0; c < C::kColumns; ++c)
+        for (int g = 0; g < Groups; ++g)
+          hopper::copy_box(rows + c * C::kRows * kRowBytes + g * kHalfBytes, &plan.q, q_full, 64 * c,
+                           w.row0 + 64 * g, w.h, w.b);
+    }
+    q.next();
+
+    ListReader partial, full;
+    const int kv_head = w.h / p.group, b = w.b, steps = w.steps;
+    const auto load = [&](const CUtensorMap* map, uint8_t* buffer, uint64_t* barrier, const int* slots) {
+      if (lane != 0) return;
+      const uint32_t done = shared_address(barrier), to = shared_address(buffer);
+      hopper::barrier_expect(done, C::kKeyBytes);
+#pragma unroll
+      for (int i = 0; i < C::kHalves; ++i)
+#pragma unroll
+        for (int c = 0; c < C::kColumns; ++c)
+          hopper::copy_box(to + c * C::kKeys * kRowBytes + i * kHalfBytes, map, done, 64 * c, slots[i],
+                           kv_head, b);
+    };
+    int now[C::kHalves] = {}, before[C::kHalves] = {};
+    for (int s = 0; s <= steps; ++s) {
+      if (s < steps) {
+#pragma unroll
+        for (int i = 0; i < C::kHalves; ++i) {
+          const Half half = half_of<C::kKeys>(p, w, partial, full, s, i);
+          // An absent half needs finite values that its zero weights can meet: those of the first half.
+          now[i] = half.kind == kAbsent && i > 0 ? now[0] : half.slot;
+        }
+        hopper::barrier_wait(shared_address(&shared.k_empty[k.index]), k.phase ^ 1);
+        load(&plan.k, shared.k[k.index], &shared.k_full[k.index], now);
+        k.next();
+      }
+      if (s > 0) {
+        hopper::barrier_wait(shared_address(&shared.v_empty[v.index]), v.phase ^ 1);
+        load(&plan.v, shared.v[v.index], &shared.v_full[v.index], before);
+        v.next();
+      }
+#pragma unroll
+      for (int i = 0; i < C::kHalves; ++i) before[i] = now[i];
+    }
+    __syncwarp();
+    if (lane == 0) hopper::barrier_arrive(shared_address(&shared.walk_empty[tile.index]));
+  }
+}
+
+// --- the producer: one warp of decisions ---
+
+template <int Dim, int Groups>
+__device__ __forceinline__ void decide(const Params& p, const HopperPlan& plan,
+                                       HopperShared<Dim, Groups>& shared) {
+  const int lane = threadIdx.x % 32;
+  Ring<kWalks> tile;
+  int number = blockIdx.x;
+  for (;; tile.next()) {
+    // The ticket of the next tile is drawn early: it comes back while this walk is found.
+    int ticket = 0;
+    if (plan.next && lane == 0) ticket = atomicAdd(plan.next, 1);
+    Walk w;
+    if (number < plan.total)
+      w = walk_of<Dim, Groups>(p, plan, number);
+    else
+      w.stop = 1;
+    hopper::barrier_wait(shared_address(&shared.walk_empty[tile.index]), tile.phase ^ 1);
+    if (lane == 0) {
+      shared.walk[tile.index] = w;
+      hopper::barrier_arrive(shared_address(&shared.walk_full[tile.index]));
+    }
+    if (w.stop) return;
+    number = plan.next ? static_cast<int>(gridDim.x) + __shfl_sync(kAllLanes, ticket, 0)
+                       : number + static_cast<int>(gridDim.x);
+  }
+}
+
+// --- the producer: two warps of mask words ---
+
+/// Bits i of a word whose column begin + i lies in [low, high).
+__device__ __forceinline__ uint32_t range_bits(int low, int high, int begin) {
+  low = min(max(low - begin, 0), 32), high = min(max(high - begin, 0), 32);
+  const uint32_t below_high = high == 32 ? ~0u : (1u << high) - 1,
+                 below_low = low == 32 ? ~0u : (1u << low) - 1;
+  return below_high & ~below_low;
+}
+
+/// One warp: tables of the neighbourhood's axes for the 32 keys from `begin`.
+template <class Shared>
+__device__ void tabulate_places(const Params& p, Shared& shared, int word, int begin) {
+  const int lane = threadIdx.x % 32;
+  const int token = begin + lane;
+  int rest = min(token, static_cast<int>(p.m) - 1);
+  for (int a = p.rule.rank - 1; a >= 0; --a) {
+    const int place = axis_place(p.rule, a, rest % p.rule.grid[a]);
+    rest /= p.rule.grid[a];
+    const int first = __reduce_min_sync(kAllLanes, place);
+    const int span = __reduce_max_sync(kAllLanes, place) - first + 1;
+    if (lane == 0) shared.first[a][word] = first, shared.span[a][word] = span;
+    if (span > kSpan) continue;
+    for (int x = 0; x <= span; x += 32) {
+      uint32_t mine = 0;
+      const int end = min(span - x, 31);
+      for (int i = 0; i <= end; ++i) {
+        const uint32_t bits = __ballot_sync(kAllLanes, place < first + x + i);
+        if (lane == i) mine = bits;
+      }
+      if (lane <= end) shared.below[a][word][x + lane] = mine;
+    }
+  }
+}
+
+/// Columns begin .. begin + 31 that a row sees, given what kind of block they lie in.
+template <class Shared>
+__device__ uint32_t visible_word(const Params& p, const Shared& shared, const Walk& w, int r, int word,
+                                 int begin, HalfKind kind) {
+  const RowLimits& x = shared.rows[r];
+  if (kind == kAbsent || x.token < 0) return 0;
+  uint32_t bits;
+  if (kind == kFull) {
+    bits = range_bits(x.row_low, x.row_high, begin);
+  } else {
+    bits = range_bits(x.low, x.high, begin) | range_bits(x.row_low, x.sink_high, begin);
+    const DeviceRule& rule = p.rule;
+    for (int a = 0; a < rule.rank; ++a) {
+      const int span = shared.span[a][word], first = shared.first[a][word];
+      if (span <= kSpan) {
+        const int low = min(max(x.place[a] - first, 0), span);
+        const int high = min(max(x.place[a] + x.length[a] - first, 0), span);
+        bits &= shared.below[a][word][high] & ~shared.below[a][word][low];
+      } else {
+        int inner = 1;
+        for (int i = rule.rank - 1; i > a; --i) inner *= rule.grid[i];
+        for (uint32_t left = bits; left; left &= left - 1) {
+          const int i = __ffs(left) - 1;
+          const int place = axis_place(rule, a, (begin + i) / inner % rule.grid[a]);
+          if (place < x.place[a] || place >= x.place[a] + x.length[a]) bits &= ~(1u << i);
+        }
+      }
+    }
+    if (rule.segment_q) {
+      const int segment = static_cast<int>(segment_of_query(p, w.b, x.token));
+      for (uint32_t left = bits; left; left &= left - 1) {
+        const int i = __ffs(left) - 1;
+        if (static_cast<int>(segment_of_key(p, w.b, begin + i)) != segment) bits &= ~(1u << i);
+      }
+    }
+    if (rule.bitmap) {
+      const uint8_t* row =
+          rule.bitmap + w.b * rule.bitmap_b + w.h * rule.bitmap_h + (w.row0 + r) * rule.bitmap_n;
+      uint32_t map = 0;
+      for (int i = 0; i < 4; ++i)
+        if (begin + 8 * i < p.m) map |= static_cast<uint32_t>(row[(begin >> 3) + i]) << (8 * i);
+      bits &= map;
+    }
+  }
+  if (p.key_valid)
+    for (uint32_t left = bits; left; left &= left - 1) {
+      const int i = __ffs(left) - 1;
+      if (!p.key_valid[w.b * p.key_valid_b + static_cast<int64_t>(begin + i) * p.key_valid_m])
+        bits &= ~(1u << i);
+    }
+  return bits;
+}
+
+template <int Dim, int Groups>
+__device__ __forceinline__ void write_words(const Params& p, HopperShared<Dim, Groups>& shared) {
+  using C = HopperTile<Dim, Groups>;
+  const int thread = threadIdx.x - 64, warp = thread / 32;
+  Ring<kWalks> tile;
+  Ring<kStages> stage;
+  for (;; tile.next()) {
+    hopper::barrier_wait(shared_address(&shared.walk_full[tile.index]), tile.phase);
+    const Walk& w = shared.walk[tile.index];
+    if (w.stop) return;
+    if (w.masked > 0) {
+      hopper::named_sync(kMaskBarrier, kMaskThreads);  // the rows of the last tile have been read
+      for (int r = thread; r < C::kRows; r += kMaskThreads)
+        shared.rows[r] = w.row0 + r < p.n ? row_limits(p, w.b, w.h, w.row0 + r) : RowLimits{};
+      hopper::named_sync(kMaskBarrier, kMaskThreads);
+    }
+    ListReader partial, full;
+    for (int s = 0; s < w.masked; ++s) {
+      Half halves[C::kHalves];
+#pragma unroll
+      for (int i = 0; i < C::kHalves; ++i) halves[i] = half_of<C::kKeys>(p, w, partial, full, s, i);
+      if (p.rule.rank > 0) {
+        hopper::named_sync(kMaskBarrier, kMaskThreads);
+#pragma unroll
+        for (int word = 0; word < C::kWords; ++word)
+          if (word % 2 == warp && halves[word / 2].kind == kUnderRule)
+            tabulate_places(p, shared, word, halves[word / 2].slot + word % 2 * 32);
+        hopper::named_sync(kMaskBarrier, kMaskThreads);
+      }
+      hopper::barrier_wait(shared_address(&shared.words_empty[stage.index]), stage.phase ^ 1);
+      for (int at = thread; at < C::kRows * C::kWords; at += kMaskThreads) {
+        const int r = at / C::kWords, word = at % C::kWords;
+        Half half = halves[0];
+        if (C::kHalves == 2 && word >= 2) half = halves[C::kHalves - 1];
+        shared.words[stage.index][r][word] =
+            visible_word(p, shared, w, r, word, half.slot + word % 2 * 32, half.kind);
+      }
+      hopper::barrier_arrive(shared_address(&shared.words_full[stage.index]));
+      stage.next();
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) hopper::barrier_arrive(shared_address(&shared.walk_empty[tile.index]));
+  }
+}
+
+// --- the consumers ---
+
+/// Row maxima, sums and the scale of their scores, for rows lane / 4 and lane / 4 + 8 of a warp.
+struct SoftmaxState {
+  float top[2] = {-INFINITY, -INFINITY};  ///< raw scores
+  float sum[2] = {0, 0};                  ///< of this thread's columns
+};
+
+/// Scores become weights 2^(to_log2 * (s - top)); `share` is what older weights are multiplied by.
+template <bool Masked, int Count>
+__device__ __forceinline__ void weigh(float (&s)[Count], SoftmaxState& state, float (&share)[2],
+                                      float to_log2) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    // Two chains of maxima: half the depth.
+    float a = state.top[r], b = s[2 * r];
+#pragma unroll
+    for (int i = 0; i < Count; i += 8) {
+      a = fmaxf(a, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
+      b = fmaxf(b, fmaxf(s[i + 4 + 2 * r], s[i + 5 + 2 * r]));
+    }
+    float top = fmaxf(a, b);
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
+    top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+    // A row that saw nothing yet: any finite base gives weights of zero.
+    const float base = (Masked && top == -INFINITY ? 0.0f : top) * to_log2;
+    share[r] = exp2_fast(state.top[r] * to_log2 - base);
+    state.top[r] = top;
+    float even = 0, odd = 0;
+#pragma unroll
+    for (int i = 0; i < Count; i += 4) {
+      s[i + 2 * r] = exp2_fast(s[i + 2 * r] * to_log2 - base);
+      s[i + 2 * r + 1] = exp2_fast(s[i + 2 * r + 1] * to_log2 - base);
+      even += s[i + 2 * r], odd += s[i + 2 * r + 1];
+    }
+    state.sum[r] = state.sum[r] * share[r] + (even + odd);
+  }
+}
+
+/// Weights as the left operand of the next product.
+template <class T, int Count>
+__device__ __forceinline__ void pack_weights(const float (&s)[Count], uint32_t (&weights)[Count / 2]) {
+#pragma unroll
+  for (int i = 0; i < Count / 2; ++i) weights[i] = pack(s[2 * i], s[2 * i + 1], T{});
+}
+
+template <int Count>
+__device__ __forceinline__ void hide(float (&s)[Count], const uint32_t* row0, const uint32_t* row1) {
+  const int shift = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int word = 0; word < Count / 16; ++word) {
+    const uint32_t a = row0[word] >> shift, b = row1[word] >> shift;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float* x = s + 16 * word + 4 * j;
+      if (!(a >> (8 * j) & 1)) x[0] = -INFINITY;
+      if (!(a >> (8 * j) & 2)) x[1] = -INFINITY;
+      if (!(b >> (8 * j) & 1)) x[2] = -INFINITY;
+      if (!(b >> (8 * j) & 2)) x[3] = -INFINITY;
+    }
+  }
+}
+
+template <class T, int Dim, int Groups>
+struct Consumer {
+  using C = HopperTile<Dim, Groups>;
+  const Params& p;
+  const HopperPlan& plan;
+  HopperShared<Dim, Groups>& shared;
+  const int group, lane, warp;  // warp of the group
+  Ring<kStages> k, v, words;
+  Ring<C::kQBuffers> rows;
+  Ring<kWalks> tile;
+  float s[C::kKeys / 2] = {};
+  float o[Dim / 2] = {};
+  uint32_t weights[C::kKeys / 4] = {};
+  SoftmaxState state;
+
+  __device__ __forceinline__ void issue_scores(uint32_t q) {
+    const uint64_t rows = hopper::descriptor(q, 16);
+    const uint64_t keys = hopper::descriptor(shared_address(shared.k[k.index]), 16);
+#pragma unroll
+    for (int i = 0; i < Dim / 16; ++i)
+      hopper::Product<T, C::kKeys>::shared(s, rows + (i / 4 * C::kRows * kRowBytes + i % 4 * 32) / 16,
+                                           keys + (i / 4 * C::kKeys * kRowBytes + i % 4 * 32) / 16, i > 0);
+    hopper::product_commit();
+  }
+  __device__ __forceinline__ void issue_values(bool add) {
+    const uint64_t values = hopper::descriptor(shared_address(shared.v[v.index]), C::kKeys * kRowBytes);
+#pragma unroll
+    for (int i = 0; i < C::kKeys / 16; ++i)
+      hopper::Product<T, Dim>::registers(o, weights + 4 * i, values + i * 16 * kRowBytes / 16, i > 0 || add);
+    hopper::product_commit();
+  }
+  __device__ __forceinline__ void release(uint64_t& barrier) {
+    __syncwarp();
+    if (lane == 0) hopper::barrier_arrive(shared_address(&barrier));
+  }
+  __device__ __forceinline__ void mask() {
+    hopper::barrier_wait(shared_address(&shared.words_full[words.index]), words.phase);
+    const int r = group * 64 + warp * 16 + lane / 4;
+    hide(s, shared.words[words.index][r], shared.words[words.index][r + 8]);
+    release(shared.words_empty[words.index]);
+    words.next();
+  }
+  __device__ __forceinline__ void take_turn() {
+    if constexpr (C::kTurns) hopper::named_sync(kTurnBarrier + group, 256);
+  }
+  __device__ __forceinline__ void pass_turn() {
+    if constexpr (C::kTurns) hopper::named_arrive(kTurnBarrier + (group + 1) % Groups, 256);
+  }
+
+  __device__ __forceinline__ void wait_keys() {
+    hopper::barrier_wait(shared_address(&shared.k_full[k.index]), k.phase);
+  }
+  __device__ __forceinline__ void issue_first(uint32_t q) {
+    hopper::pin(s);
+    hopper::product_fence();
+    issue_scores(q);
+  }
+  __device__ __forceinline__ void wait_first() {
+    hopper::product_wait<0>();
+    hopper::pin(s);
+    release(shared.k_empty[k.index]);
+    k.next();
+  }
+  template <bool Masked>
+  __device__ __forceinline__ void first_step() {
+    if constexpr (Masked) mask();
+    float share[2];
+    weigh<Masked>(s, state, share, plan.to_log2);
+    pack_weights<T>(s, weights);
+  }
+  template <bool Masked>
+  __device__ __forceinline__ void step(uint32_t q, bool add) {
+    take_turn();
+    hopper::barrier_wait(shared_address(&shared.k_full[k.index]), k.phase);
+    hopper::pin(s);
+    hopper::pin(o);
+    hopper::pin(weights);
+    hopper::product_fence();
+    issue_scores(q);
+    hopper::barrier_wait(shared_address(&shared.v_full[v.index]), v.phase);
+    hopper::product_fence();
+    issue_values(add);
+    pass_turn();
+    hopper::product_wait<1>();
+    hopper::pin(s);
+    release(shared.k_empty[k.index]);
+    k.next();
+    if constexpr (Masked) mask();
+    float share[2];
+    weigh<Masked>(s, state, share, plan.to_log2);
+    hopper::product_wait<0>();
+    hopper::pin(o);
+    hopper::pin(weights);
+    release(shared.v_empty[v.index]);
+    v.next();
+    pack_weights<T>(s, weights);
+    // Maxima settle early in a row: most tiles of keys leave the older weights alone.
+    if (__any_sync(kAllLanes, share[0] != 1.0f || share[1] != 1.0f)) {
+#pragma unroll
+      for (int i = 0; i < Dim / 2; ++i) o[i] *= share[i / 2 % 2];
+    }
+  }
+  __device__ __forceinline__ void issue_last(bool add) {
+    hopper::barrier_wait(shared_address(&shared.v_full[v.index]), v.phase);
+    hopper::pin(o);
+    hopper::pin(weights);
+    hopper::product_fence();
+    issue_values(add);
+  }
+  template <int Left>
+  __device__ __forceinline__ void finish_last() {
+    hopper::product_wait<Left>();
+    hopper::pin(o);
+    hopper::pin(weights);
+    release(shared.v_empty[v.index]);
+    v.next();
+  }
+
+  /// o / sum through the consumer's own rows of Q in shared memory, so that rows leave in 16-byte pieces.
+  __device__ __forceinline__ void finish(const Walk& w, uint8_t* q) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = state.sum[r];
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      const int slot = w.row0 + group * 64 + warp * 16 + lane / 4 + 8 * r;
+      const bool there = slot < p.n;
+      const float weight = finish_row(p, w.b, w.h, there ? slot : 0, state.top[r] * plan.to_log2, sum, 0.0f,
+                                      there && lane % 4 == 0);
+#pragma unroll
+      for (int i = 2 * r; i < Dim / 2; i += 4) o[i] *= weight, o[i + 1] *= weight;
+    }
+    if (w.masked > 0) {
+      // Hidden pairs have weight zero, and 0 * v is NaN where v is not finite. Rows that look like that run
+      // again, pair by pair, after this kernel.
+      float zero = 0;
+#pragma unroll
+      for (int i = 0; i < Dim / 2; ++i) zero = fmaf(o[i], 0.0f, zero);
+      if (__any_sync(kAllLanes, !(zero == 0)) && lane == 0)
+        p.repairs[1 + atomicAdd(p.repairs, 1)] =
+            (w.b * plan.heads + w.h) * p.repair_groups + (w.row0 + group * 64 + warp * 16) / 16;
+    }
+    // All four warps are done with Q; then each writes and reads its own 16 rows.
+    hopper::named_sync(kGroupBarrier + group, 128);
+    const uint32_t to = shared_address(q);
+    const int row0 = group * 64 + warp * 16;
+#pragma unroll
+    for (int c = 0; c < Dim / 16; ++c) {
+      // Lanes name rows of four 8 x 8 matrices: rows 0-7 and 8-15 of columns 16 c, then of columns 16 c + 8.
+      const int row = row0 + lane % 16, chunk = 2 * c + lane / 16;
+      const uint32_t at = to + (chunk / 8 * C::kRows + row) * kRowBytes + ((chunk % 8) ^ (row & 7)) * 16;
+      asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
+                   "r"(pack(o[8 * c], o[8 * c + 1], T{})), "r"(pack(o[8 * c + 2], o[8 * c + 3], T{})),
+                   "r"(pack(o[8 * c + 4], o[8 * c + 5], T{})), "r"(pack(o[8 * c + 6], o[8 * c + 7], T{}))
+                   : "memory");
+    }
+    __syncwarp();
+    constexpr int kChunks = Dim / 8;
+    T* out = static_cast<T*>(p.o.data) + w.b * p.o.b + w.h * p.o.h;
+    const int chunks = static_cast<int>(p.e) / 8;
+#pragma unroll
+    for (int i = lane; i < 16 * kChunks; i += 32) {
+      const int row = i / kChunks, chunk = i % kChunks, slot = w.row0 + row0 + row;
+      const uint4 x =
+          load_shared4(to + (chunk / 8 * C::kRows + row0 + row) * kRowBytes + ((chunk % 8) ^ (row & 7)) * 16);
+      if (slot < p.n && chunk < chunks) *reinterpret_cast<uint4*>(out + slot * p.o.n + 8 * chunk) = x;
+    }
+    hopper::fence_async_proxy();
+  }
+
+  __device__ __forceinline__ bool wait_tile() {
+    hopper::barrier_wait(shared_address(&shared.q_full[rows.index]), rows.phase);
+    return !shared.walk[tile.index].stop;
+  }
+  __device__ __forceinline__ uint32_t rows_address() {
+    return shared_address(shared.q[rows.index]) + group * kHalfBytes;
+  }
+  __device__ __forceinline__ void write_out(int q, int walk) {
+    finish(shared.walk[walk], shared.q[q]);
+    __syncwarp();
+    if (lane == 0) {
+      hopper::barrier_arrive(shared_address(&shared.q_empty[q]));
+      hopper::barrier_arrive(shared_address(&shared.walk_empty[walk]));
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    if (C::kTurns && group == Groups - 1) hopper::named_arrive(kTurnBarrier, 256);
+    bool more = wait_tile();
+    if (!more) return;
+    wait_keys();
+    issue_first(rows_address());
+    wait_first();
+    while (more) {
+      const int walk = tile.index, buffer = rows.index;
+      const uint32_t q = rows_address();
+      const int steps = shared.walk[walk].steps, masked = shared.walk[walk].masked;
+      state = {};
+#pragma unroll
+      for (int i = 0; i < Dim / 2; ++i) o[i] = 0;
+      masked > 0 ? first_step<true>() : first_step<false>();
+      for (int i = 1; i < masked; ++i) step<true>(q, i > 1);
+      for (int i = masked > 1 ? masked : 1; i < steps; ++i) step<false>(q, i > 1);
+      issue_last(steps > 1);
+      rows.next(), tile.next();
+      if constexpr (C::kQBuffers > 1) {
+        // The next tile's first scores are made while this one is written out. Behind the last tile the
+        // product runs on whatever lies there, and nobody reads it: a branch around it would make the
+        // compiler wait for every product alone.
+        more = wait_tile();
+        if (more) wait_keys();
+        issue_first(rows_address());
+        finish_last<1>();
+        write_out(buffer, walk);
+      } else {
+        finish_last<0>();
+        write_out(buffer, walk);
+        more = wait_tile();
+        if (more) wait_keys();
+        issue_first(rows_address());
+      }
+      wait_first();
+    }
+  }
+};
+
+template <class T, int Dim, int Groups>
+__global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<Dim, Groups>::kBlocksPerSm)
+    attention_hopper(const __grid_constant__ Params p, const __grid_constant__ HopperPlan plan) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  using C = HopperTile<Dim, Groups>;
+  extern __shared__ uint8_t raw[];
+  auto& shared =
+      *reinterpret_cast<HopperShared<Dim, Groups>*>(raw + ((1024 - (shared_address(raw) & 1023)) & 1023));
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < C::kQBuffers; ++i) {
+      hopper::barrier_init(shared_address(&shared.q_full[i]), 1);
+      hopper::barrier_init(shared_address(&shared.q_empty[i]), 4 * Groups);
+    }
+    for (int i = 0; i < kWalks; ++i) {
+      hopper::barrier_init(shared_address(&shared.walk_full[i]), 1);
+      hopper::barrier_init(shared_address(&shared.walk_empty[i]), 4 * Groups + 1 + kMaskThreads / 32);
+    }
+    for (int i = 0; i < kStages; ++i) {
+      hopper::barrier_init(shared_address(&shared.k_full[i]), 1);
+      hopper::barrier_init(shared_address(&shared.v_full[i]), 1);
+      hopper::barrier_init(shared_address(&shared.k_empty[i]), 4 * Groups);
+      hopper::barrier_init(shared_address(&shared.v_empty[i]), 4 * Groups);
+      hopper::barrier_init(shared_address(&shared.words_full[i]), kMaskThreads);
+      hopper::barrier_init(shared_address(&shared.words_empty[i]), 4 * Groups);
+    }
+    hopper::fence_barrier_init();
+  }
+  __syncthreads();
+  // Shuffled, so that the compiler knows it to be the same for a whole warp.
+  const int warpgroup = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x / 128), 0);
+  if (warpgroup == 0) {
+    hopper::give_registers<C::kProducerRegisters>();
+    if (threadIdx.x < 32)
+      load_tiles<Dim, Groups>(p, plan, shared);
+    else if (threadIdx.x < 64)
+      decide<Dim, Groups>(p, plan, shared);
+    else
+      write_words<Dim, Groups>(p, shared);
+  } else {
+    hopper::take_registers<C::kConsumerRegisters>();
+    Consumer<T, Dim, Groups> consumer{p,
+                                      plan,
+                                      shared,
+                                      warpgroup - 1,
+                                      static_cast<int>(threadIdx.x % 32),
+                                      static_cast<int>(threadIdx.x / 32 % 4)};
+    consumer.run();
+  }
+#endif
+}
+
+template <class T, int Dim, int Groups>
+void launch_tile(Context& ctx, const Params& p, const HopperPlan& plan) {
+  using C = HopperTile<Dim, Groups>;
+  const auto kernel = attention_hopper<T, Dim, Groups>;
+  const int bytes = static_cast<int>(sizeof(HopperShared<Dim, Groups>)) + 1024;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const int blocks = std::min(cuda_of(ctx).sm_count() * C::kBlocksPerSm, plan.total);
+  kernel<<<static_cast<unsigned>(blocks), C::kThreads, static_cast<size_t>(bytes), stream_of(ctx)>>>(p, plan);
+  CUDA_CHECK_LAUNCH();
+}
+
+template <class T>
+void launch_hopper_type(Context& ctx, const Params& p, const HopperPlan& plan) {
+  const int64_t dim = std::max(p.d, p.e);
+  if (dim <= 64)
+    plan.groups == 1   ? launch_tile<T, 64, 1>(ctx, p, plan)
+    : plan.groups == 2 ? launch_tile<T, 64, 2>(ctx, p, plan)
+                       : launch_tile<T, 64, 3>(ctx, p, plan);
+  else if (dim <= 128)
+    plan.groups == 1 ? launch_tile<T, 128, 1>(ctx, p, plan) : launch_tile<T, 128, 2>(ctx, p, plan);
+  else
+    launch_tile<T, 256, 2>(ctx, p, plan);
+}
+
+}  // namespace
+}  // namespace attnbench::cuda_attention
