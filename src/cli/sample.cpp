@@ -1,9 +1,11 @@
 // attnbench sample: one case of a results file, sampled on demand by another process
 // (measure/sample_process.hpp). Not for people: `check --confirm` starts it.
 #include <fmt/core.h>
+#include <sys/prctl.h>
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -124,6 +126,8 @@ int serve(const Options& o) {
 }
 
 int run_sample(const Options& o) {
+  // A parent that is killed may have left this process stopped; nobody would wake it.
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   try {
     return serve(o);
   } catch (const Error& e) {

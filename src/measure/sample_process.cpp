@@ -22,9 +22,6 @@ extern char** environ;
 namespace attnbench {
 
 namespace {
-// The thread pool of the program that has just finished a sample spins for about a millisecond before it
-// sleeps; until then the other program would not have the cores for itself.
-constexpr auto kSettle = std::chrono::milliseconds(3);
 // Of a child's messages on stderr, as many are shown in an error.
 constexpr size_t kShown = 2000;
 }  // namespace
@@ -64,6 +61,7 @@ SampleProcess::SampleProcess(const std::vector<std::string>& command) : program_
 }
 
 SampleProcess::~SampleProcess() {
+  resume();
   if (to_ >= 0) ::close(to_);
   if (from_ >= 0) ::close(from_);
   if (pid_ > 0) {
@@ -80,6 +78,25 @@ SampleProcess::~SampleProcess() {
     }
   }
   if (errors_ >= 0) ::close(errors_);
+}
+
+void SampleProcess::pause() {
+  if (paused_ || ::kill(pid_, SIGSTOP) != 0) return;
+  paused_ = true;
+  // Until the last of its threads has stopped.
+  int status = 0;
+  while (::waitpid(pid_, &status, WUNTRACED) < 0 && errno == EINTR) {
+  }
+  if (!WIFSTOPPED(status)) {
+    pid_ = -1;  // it had ended
+    gone();
+  }
+}
+
+void SampleProcess::resume() {
+  if (!paused_) return;
+  paused_ = false;
+  if (pid_ > 0) ::kill(pid_, SIGCONT);
 }
 
 void SampleProcess::gone() {
@@ -130,8 +147,10 @@ PairedSamples sample_pair(const std::vector<std::string>& before, const std::vec
   SampleProcess a(before);
   // Ready one after the other: the second program's checks would disturb nothing but cost the cores.
   const double run_s = a.ready();
+  a.pause();
   SampleProcess b(now);
   b.ready();
+  b.pause();
   const long iterations = std::max(1L, static_cast<long>(std::ceil(plan.sample_s / run_s)));
   PairedSamples p;
   const auto begin = std::chrono::steady_clock::now();
@@ -139,8 +158,9 @@ PairedSamples sample_pair(const std::vector<std::string>& before, const std::vec
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
   const auto take = [&](SampleProcess& process, std::vector<double>& to) {
-    std::this_thread::sleep_for(kSettle);
+    process.resume();
     to.push_back(process.sample(iterations));
+    process.pause();
   };
   for (int i = 0; i < plan.most && (i < plan.least || spent() < plan.seconds); ++i) {
     if (i % 2 == 0) {

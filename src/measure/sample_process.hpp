@@ -24,6 +24,10 @@ class SampleProcess {
   double ready();
   /// Seconds of one of `iterations` executions.
   double sample(long iterations);
+  /// Stops every thread of the child, and lets them go on. The thread pool of a program that has just
+  /// finished a sample spins for milliseconds, on the cores that the other program's sample needs.
+  void pause();
+  void resume();
 
  private:
   std::string line();
@@ -32,6 +36,7 @@ class SampleProcess {
   pid_t pid_ = -1;
   int to_ = -1, from_ = -1, errors_ = -1;
   std::string buffer_;
+  bool paused_ = false;
 };
 
 struct PairedSamples {
