@@ -244,6 +244,7 @@ void check_data(const Plan& p) {
 /// One thread's memory, carved from a single allocation.
 struct Workspace {
   float *q, *s, *o, *k, *v, *add;  // see layout()
+  bf16* q_pairs;
   float *m, *l, *t, *top, *alpha, *weight, *slope, *position, *key_position;
   uint64_t* axis[3] = {nullptr, nullptr, nullptr};  // neighbourhood bits by coordinate
   int64_t axis_low[3] = {0, 0, 0}, axis_high[3] = {0, 0, 0};
@@ -262,6 +263,7 @@ struct Workspace {
     take(x.o, p.s.e * p.lanes);
     take(x.k, p.dtype == DType::f32 || p.pairs ? 0 : kKeys * p.s.d);
     take(x.v, p.dtype == DType::f32 ? 0 : kKeys * p.s.e);
+    take(x.q_pairs, p.pairs ? kRowQueries * p.s.d : 0);
     take(x.add, p.a.bias.dense || p.a.bias.relative ? int64_t{kKeys} * p.lanes : 0);
     for (float** f : {&x.m, &x.l, &x.t, &x.top, &x.alpha, &x.weight, &x.slope, &x.position, &x.key_position})
       take(*f, kLanes);
@@ -675,9 +677,17 @@ void walk(const Plan& p, const Tile& t, Workspace& w, const Portion& portion, St
 void load_queries(const Plan& p, const Tile& t, Workspace& w) {
   const void* rows[kLanes];
   for (int l = 0; l < t.used; ++l) rows[l] = p.q.at(t.b, t.head_of(l), t.token[l]);
-  if (t.by_rows)
+  if (t.by_rows) {
     p.k.widen(p.dtype, rows, t.used, p.s.d, w.q, p.s.d);
-  else if (p.pairs)
+    // decode() computes full groups of queries.
+    const int64_t begin = t.used * p.s.d, end = kRowQueries * p.s.d;
+    std::fill(w.q + begin, w.q + end, 0.0f);
+    if (p.pairs) {
+      for (int l = 0; l < t.used; ++l)
+        std::memcpy(w.q_pairs + l * p.s.d, rows[l], static_cast<size_t>(p.s.d) * sizeof(bf16));
+      std::fill(w.q_pairs + begin, w.q_pairs + end, bf16());
+    }
+  } else if (p.pairs)
     p.k.pack_columns_pairs(rows, t.used, p.s.d, t.lanes, w.q);
   else
     p.k.pack_columns(p.dtype, rows, t.used, p.s.d, t.lanes, w.q);
@@ -856,7 +866,27 @@ void accumulate_visible(const Plan& p, const Tile& t, const Step& step, Workspac
   }
 }
 
+/// Keys from which a step of few queries is decode()'s: below, windows of a few tokens, S^T costs less.
+constexpr int kDecodeKeys = 32;
+
+bool decodes(const Plan& p, const Tile& t, const Step& step) {
+  return t.by_rows && !step.masked && !p.terms && !p.a.row_entropy && step.keys >= kDecodeKeys;
+}
+
+void decode_step(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
+  DecodeStep d;
+  d.dtype = p.dtype;
+  d.q = w.q, d.q_pairs = w.q_pairs, d.queries = t.used, d.keys = step.keys;
+  d.d = p.s.d, d.e = p.s.e, d.k = step.k, d.v = step.v;
+  d.ahead_k = ahead_of(p, step, p.k_rows), d.ahead_v = ahead_of(p, step, p.v_rows);
+  d.to_log2 = p.to_log2;
+  d.m = w.m, d.l = w.l, d.o = w.o, d.s = w.s;
+  d.top = p.a.row_max ? w.top : nullptr;
+  p.pairs&& step.keys % 2 == 0 ? p.k.decode_pairs(d) : p.k.decode(d);
+}
+
 void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, bool first) {
+  if (decodes(p, t, step)) return decode_step(p, t, step, w);
   score_step(p, t, step, w);
   const bool careful = step.masked && !p.k.finite(p.dtype, step.v, step.keys, p.s.e);
   SoftmaxStep soft;
@@ -968,7 +998,7 @@ void start_tile(const Plan& p, const Tile& t, Workspace& w) {
   std::fill(w.top, w.top + t.lanes, -kInf);
   std::fill(w.l, w.l + t.lanes, 0.0f);
   std::fill(w.t, w.t + t.lanes, 0.0f);
-  std::fill(w.o, w.o + (t.by_rows ? t.used : t.lanes) * p.s.e, 0.0f);
+  std::fill(w.o, w.o + t.lanes * p.s.e, 0.0f);
 }
 
 void attend_portion(const Plan& p, const Tile& t, Workspace& w, const Portion& portion, Step& step) {
@@ -1092,6 +1122,12 @@ void mass_range(const Plan& p, int64_t b, int64_t h, int64_t slot_begin, int64_t
 
 }  // namespace
 
+void CpuBackend::library_attention(Context&, const AttentionArgs&) {
+  throw Unsupported(
+      "library_attention: no library's fused attention is linked on the CPU; its attention is "
+      "this project's own");
+}
+
 void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
   const ElementRule no_rule;
   Plan p(args, no_rule, false);
@@ -1138,8 +1174,8 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
   const int chunk = static_cast<int>(std::clamp<int64_t>(tasks / (int64_t{threads} * 32), 1, 64));
 
   // Only where a tile is the whole of a small head, and the call's data is more than a core's L2 keeps.
-  const bool ahead = !std::getenv("NOAHEAD") && p.block == std::min<int64_t>(kLanes, s.n) && s.m <= 256 &&
-                     !args.mask && !args.pages.table && tasks > 1 && args.q.numel() * p.element > (128 << 10);
+  const bool ahead = p.block == std::min<int64_t>(kLanes, s.n) && s.m <= 256 && !args.mask &&
+                     !args.pages.table && tasks > 1 && args.q.numel() * p.element > (128 << 10);
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

@@ -57,6 +57,11 @@ inline void put(bf16* p, float x) {
 }
 inline void put(f16* p, float x) { *p = f16(x); }
 
+/// A number of rows or vectors as a type, for generic lambdas.
+template <int N>
+struct Count {
+  static constexpr int value = N;
+};
 inline int min_int(int a, int b) { return a < b ? a : b; }
 inline int64_t min_int(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -278,9 +283,10 @@ inline void row_scores_of(const float* q, int64_t ldq, int64_t d, const void* co
   for (; j < keys; ++j) row_score_block<T, R, 1>(q, ldq, d, k + j, s + int64_t{j} * lanes, lanes, ahead);
 }
 
+/// The weight of key j for query r is p[j * by_key + r * by_query].
 template <class T, int R, int NV>
 inline void row_output_block(float* o, int64_t ldo, int64_t first, const void* const* v, int keys,
-                             const float* p, int lanes, int64_t ahead) {
+                             const float* p, int by_key, int by_query, int64_t ahead) {
   V acc[R][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -296,7 +302,7 @@ inline void row_output_block(float* o, int64_t ldo, int64_t first, const void* c
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const V w = V::set1(p[int64_t{j} * lanes + r]);
+      const V w = V::set1(p[j * by_key + r * by_query]);
 #pragma GCC unroll 8
       for (int c = 0; c < NV; ++c) acc[r][c] = fma(w, x[c], acc[r][c]);
     }
@@ -309,19 +315,22 @@ inline void row_output_block(float* o, int64_t ldo, int64_t first, const void* c
 
 template <class T, int R>
 inline void row_output_of(float* o, int64_t ldo, int64_t e, const void* const* v, int keys, const float* p,
-                          int lanes, int64_t ahead) {
+                          int by_key, int by_query, int64_t ahead) {
   int64_t i = 0;
-  if constexpr (V::row_vectors(R) >= 8)
-    for (; i + 8 * V::N <= e; i += 8 * V::N) row_output_block<T, R, 8>(o, ldo, i, v, keys, p, lanes, ahead);
-  if constexpr (V::row_vectors(R) >= 4)
-    for (; i + 4 * V::N <= e; i += 4 * V::N) row_output_block<T, R, 4>(o, ldo, i, v, keys, p, lanes, ahead);
-  for (; i + 2 * V::N <= e; i += 2 * V::N) row_output_block<T, R, 2>(o, ldo, i, v, keys, p, lanes, ahead);
-  for (; i + V::N <= e; i += V::N) row_output_block<T, R, 1>(o, ldo, i, v, keys, p, lanes, ahead);
+  const auto columns = [&](auto vectors) __attribute__((always_inline)) {
+    constexpr int NV = decltype(vectors)::value;
+    for (; i + NV * V::N <= e; i += NV * V::N)
+      row_output_block<T, R, NV>(o, ldo, i, v, keys, p, by_key, by_query, ahead);
+  };
+  if constexpr (V::row_vectors(R) >= 8) columns(Count<8>{});
+  if constexpr (V::row_vectors(R) >= 4) columns(Count<4>{});
+  if constexpr (V::row_vectors(R) >= 2) columns(Count<2>{});
+  columns(Count<1>{});
   for (; i < e; ++i)
     for (int r = 0; r < R; ++r) {
       float sum = o[r * ldo + i];
       for (int j = 0; j < keys; ++j)
-        sum += p[int64_t{j} * lanes + r] * scalar(static_cast<const T*>(v[j]) + i);
+        sum += p[j * by_key + r * by_query] * scalar(static_cast<const T*>(v[j]) + i);
       o[r * ldo + i] = sum;
     }
 }
@@ -339,10 +348,10 @@ template <class T>
 inline void row_accumulate_typed(float* o, int64_t ldo, int queries, int64_t e, const void* const* v,
                                  int keys, const float* p, int lanes, int64_t ahead) {
   for (; queries >= 4; queries -= 4, o += 4 * ldo, p += 4)
-    row_output_of<T, 4>(o, ldo, e, v, keys, p, lanes, ahead);
-  if (queries == 1) row_output_of<T, 1>(o, ldo, e, v, keys, p, lanes, ahead);
-  if (queries == 2) row_output_of<T, 2>(o, ldo, e, v, keys, p, lanes, ahead);
-  if (queries == 3) row_output_of<T, 3>(o, ldo, e, v, keys, p, lanes, ahead);
+    row_output_of<T, 4>(o, ldo, e, v, keys, p, lanes, 1, ahead);
+  if (queries == 1) row_output_of<T, 1>(o, ldo, e, v, keys, p, lanes, 1, ahead);
+  if (queries == 2) row_output_of<T, 2>(o, ldo, e, v, keys, p, lanes, 1, ahead);
+  if (queries == 3) row_output_of<T, 3>(o, ldo, e, v, keys, p, lanes, 1, ahead);
 }
 void row_scores(DType t, const float* q, int64_t ldq, int queries, int64_t d, const void* const* k, int keys,
                 float* s, int lanes, int64_t ahead) {

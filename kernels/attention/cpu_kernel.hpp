@@ -49,6 +49,23 @@ struct ScoreTerms {
   const float* add = nullptr;       ///< [keys][lanes] or null
 };
 
+/// One step of few queries that all see all of its keys, with nothing but a scale on the scores: scores,
+/// softmax and output in one call. Rows of q, o and entries of m, l, top beyond `queries` up to the next of
+/// 1, 2, 4, 8, 12, 16 are written too.
+struct DecodeStep {
+  DType dtype = DType::f32;
+  const float* q = nullptr;       ///< [queries][d]
+  const bf16* q_pairs = nullptr;  ///< the same as bf16, for decode_pairs
+  int queries = 0, keys = 0;
+  int64_t d = 0, e = 0;
+  const void *const *k = nullptr, *const *v = nullptr;
+  int64_t ahead_k = 0, ahead_v = 0;                  ///< as in row_scores
+  float to_log2 = 0;                                 ///< > 0
+  float *m = nullptr, *l = nullptr, *top = nullptr;  ///< as in SoftmaxStep, an entry a query
+  float* o = nullptr;                                ///< [queries][e]
+  float* s = nullptr;                                ///< [queries][kKeys], scratch
+};
+
 struct Kernels {
   const char* name;
   bool bf16_pairs;  ///< the *_pairs functions are there
@@ -73,6 +90,9 @@ struct Kernels {
                      int keys, float* s, int lanes, int64_t ahead);
   void (*row_accumulate)(DType, float* o, int64_t ldo, int queries, int64_t e, const void* const* v, int keys,
                          const float* p, int lanes, int64_t ahead);
+
+  void (*decode)(const DecodeStep&);
+  void (*decode_pairs)(const DecodeStep&);  ///< bf16, an even number of keys
 
   void (*score_terms)(const ScoreTerms&);
   void (*softmax)(SoftmaxStep&);

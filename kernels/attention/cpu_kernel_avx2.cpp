@@ -12,7 +12,10 @@ struct V {
   // 6 x 2: 12 sums, 2 of Q and a broadcast in 16 registers.
   static constexpr int block_rows(int vectors) { return vectors == 2 ? 6 : 10; }
   static constexpr int row_keys(int queries) { return queries <= 1 ? 8 : 4; }
-  static constexpr int row_vectors(int queries) { return queries <= 1 ? 8 : queries <= 2 ? 4 : 2; }
+  static constexpr int row_vectors(int queries) {
+    return queries <= 1 ? 8 : queries <= 2 ? 4 : queries <= 4 ? 2 : 1;
+  }
+  static constexpr int kRowRegisters = 16;
 
   __m256 v;
   static V zero() { return {_mm256_setzero_ps()}; }
@@ -75,6 +78,15 @@ struct V {
     const __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v));
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
   }
+  static void sums(const V (&x)[8], float* out) {
+    sum4(x[0], x[1], x[2], x[3], out);
+    sum4(x[4], x[5], x[6], x[7], out + 4);
+  }
+  static float largest(V x) {
+    __m128 a = _mm_max_ps(_mm256_castps256_ps128(x.v), _mm256_extractf128_ps(x.v, 1));
+    a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+    return _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)));
+  }
   static void transpose(V (&x)[8]) {
     __m256 t[8];
     for (int i = 0; i < 8; i += 2) {
@@ -110,14 +122,17 @@ inline V select_less(V a, V b, V x, V y) {
   return {_mm256_blendv_ps(y.v, x.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
 }
 
+// clang-format off
 #include "kernels/attention/cpu_kernel-inl.hpp"
+#include "kernels/attention/cpu_decode-inl.hpp"
+// clang-format on
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels table{"avx2",         false,          pack_columns, nullptr,    scores,
-                                 nullptr,        accumulate,     nullptr,      nullptr,    row_scores,
-                                 row_accumulate, score_terms,    softmax,      nullptr,    mass,
-                                 rescale,        unpack_columns, widen,        range_bits, finite};
+  static constexpr Kernels table{
+      "avx2",  false,      pack_columns,   nullptr, scores,     nullptr,     accumulate, nullptr,
+      nullptr, row_scores, row_accumulate, decode,  nullptr,    score_terms, softmax,    nullptr,
+      mass,    rescale,    unpack_columns, widen,   range_bits, finite};
   return table;
 }
 }  // namespace attnbench::cpu_attention

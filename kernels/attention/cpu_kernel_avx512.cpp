@@ -13,14 +13,15 @@ namespace {
 // clang-format off
 #include "kernels/attention/cpu_vector_avx512.hpp"
 #include "kernels/attention/cpu_kernel-inl.hpp"
+#include "kernels/attention/cpu_decode-inl.hpp"
 // clang-format on
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static constexpr Kernels table{"avx512",       false,          pack_columns, nullptr,    scores,
-                                 nullptr,        accumulate,     nullptr,      nullptr,    row_scores,
-                                 row_accumulate, score_terms,    softmax,      nullptr,    mass,
-                                 rescale,        unpack_columns, widen,        range_bits, finite};
+  static constexpr Kernels table{
+      "avx512", false,      pack_columns,   nullptr, scores,     nullptr,     accumulate, nullptr,
+      nullptr,  row_scores, row_accumulate, decode,  nullptr,    score_terms, softmax,    nullptr,
+      mass,     rescale,    unpack_columns, widen,   range_bits, finite};
   return table;
 }
 }  // namespace attnbench::cpu_attention

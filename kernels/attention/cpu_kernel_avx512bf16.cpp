@@ -13,6 +13,7 @@ namespace {
 // clang-format off
 #include "kernels/attention/cpu_vector_avx512.hpp"
 #include "kernels/attention/cpu_kernel-inl.hpp"
+#include "kernels/attention/cpu_decode-inl.hpp"
 // clang-format on
 struct PairOp {
   static V mul_add(V acc, V a, V b) {
@@ -50,15 +51,87 @@ void interleave(const void* const* v, int keys, int64_t e, float* out) {
     }
   }
 }
+// Decoding: K as it lies in memory is pairs of head dims.
+struct PairRows {
+  using Element = bf16;
+  static constexpr int kElements = 2 * V::N;
+  static constexpr int kShared = 8;
+  static V load(const bf16* p) { return V::load(reinterpret_cast<const float*>(p)); }
+  static V query(const DecodeStep& a, int r, int64_t i) { return load(a.q_pairs + r * a.d + i); }
+  static V mul_add(V acc, V x, V y) { return PairOp::mul_add(acc, x, y); }
+};
+// Two rows of V become pairs of keys by interleaving within 128-bit parts: `even` parts of 4 head dims and
+// `odd` ones of every 8. The sums of R queries x NV vectors stand in that order.
+template <int R, int NV>
+inline void pair_output_block(const DecodeStep& a, int r, int64_t first) {
+  V acc[R][NV];
+  const auto at = [&](int c, int i) { return a.o + (r + c) * a.e + first + i * V::N; };
+#pragma GCC unroll 8
+  for (int c = 0; c < R; ++c)
+#pragma GCC unroll 8
+    for (int i = 0; i < NV; i += 2) {
+      const __m512 x = _mm512_loadu_ps(at(c, i)), y = _mm512_loadu_ps(at(c, i + 1));
+      acc[c][i].v = _mm512_shuffle_f32x4(x, y, 0x88), acc[c][i + 1].v = _mm512_shuffle_f32x4(x, y, 0xdd);
+    }
+  for (int j = 0; j < a.keys; j += 2) {
+    const auto* x = static_cast<const bf16*>(a.v[j]) + first;
+    const auto* y = static_cast<const bf16*>(a.v[j + 1]) + first;
+    V v[NV];
+#pragma GCC unroll 8
+    for (int i = 0; i < NV; i += 2) {
+      const __m512i p = _mm512_loadu_si512(x + i * V::N), q = _mm512_loadu_si512(y + i * V::N);
+      __builtin_prefetch(reinterpret_cast<const char*>(x + i * V::N) + a.ahead_v);
+      __builtin_prefetch(reinterpret_cast<const char*>(y + i * V::N) + a.ahead_v);
+      v[i].v = _mm512_castsi512_ps(_mm512_unpacklo_epi16(p, q));
+      v[i + 1].v = _mm512_castsi512_ps(_mm512_unpackhi_epi16(p, q));
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < R; ++c) {
+      const V w = V::set1(load_unit(a.s + (r + c) * kKeys, j / 2));
+#pragma GCC unroll 8
+      for (int i = 0; i < NV; ++i) acc[c][i] = PairOp::mul_add(acc[c][i], w, v[i]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int c = 0; c < R; ++c)
+#pragma GCC unroll 8
+    for (int i = 0; i < NV; i += 2) {
+      const __m512 x = acc[c][i].v, y = acc[c][i + 1].v;
+      const __m512 low = _mm512_shuffle_f32x4(x, y, 0x44), high = _mm512_shuffle_f32x4(x, y, 0xee);
+      _mm512_storeu_ps(at(c, i), _mm512_shuffle_f32x4(low, low, 0xd8));
+      _mm512_storeu_ps(at(c, i + 1), _mm512_shuffle_f32x4(high, high, 0xd8));
+    }
+}
+template <int R>
+inline void pair_output(const DecodeStep& a, int r) {
+  int64_t i = 0;
+  const auto columns = [&](auto vectors) {
+    constexpr int NV = decltype(vectors)::value;
+    for (; i + NV * V::N <= a.e; i += NV * V::N) pair_output_block<R, NV>(a, r, i);
+  };
+  if constexpr (V::row_vectors(R) >= 8) columns(Count<8>{});
+  if constexpr (V::row_vectors(R) >= 4) columns(Count<4>{});
+  columns(Count<2>{});
+  for (; i < a.e; ++i)
+    for (int c = 0; c < R; ++c) {
+      const auto* p = reinterpret_cast<const bf16*>(a.s + (r + c) * kKeys);
+      float* o = a.o + (r + c) * a.e + i;
+      for (int j = 0; j < a.keys; ++j) *o += scalar(p + j) * scalar(static_cast<const bf16*>(a.v[j]) + i);
+    }
+}
+void decode_pairs(const DecodeStep& a) {
+  decode_of<PairRows, true>(a, [&](auto rows, int r) { pair_output<decltype(rows)::value>(a, r); });
+}
+
 void softmax_pairs(SoftmaxStep& a) { a.t ? softmax_of<true, true>(a) : softmax_of<true, false>(a); }
 }  // namespace
 
 const Kernels& avx512bf16_kernels() {
-  static constexpr Kernels table{"avx512bf16",   true,          pack_columns,   pack_columns_pairs,
-                                 scores,         scores_pairs,  accumulate,     accumulate_pairs,
-                                 interleave,     row_scores,    row_accumulate, score_terms,
-                                 softmax,        softmax_pairs, mass,           rescale,
-                                 unpack_columns, widen,         range_bits,     finite};
+  static constexpr Kernels table{"avx512bf16",   true,       pack_columns,     pack_columns_pairs, scores,
+                                 scores_pairs,   accumulate, accumulate_pairs, interleave,         row_scores,
+                                 row_accumulate, decode,     decode_pairs,     score_terms,        softmax,
+                                 softmax_pairs,  mass,       rescale,          unpack_columns,     widen,
+                                 range_bits,     finite};
   return table;
 }
 }  // namespace attnbench::cpu_attention

@@ -20,6 +20,7 @@ struct V {
   static constexpr int block_rows(int vectors) { return vectors == 2 ? 6 : 10; }
   static constexpr int row_keys(int queries) { return queries <= 1 ? 8 : 4; }
   static constexpr int row_vectors(int queries) { return queries <= 2 ? 4 : 2; }
+  static constexpr int kRowRegisters = 16;
 
   Float4 v;
   static V zero() { return {Float4{0, 0, 0, 0}}; }
@@ -78,6 +79,12 @@ struct V {
     const V* x[4] = {&a, &b, &c, &d};
     for (int i = 0; i < 4; ++i) out[i] = (x[i]->v[0] + x[i]->v[2]) + (x[i]->v[1] + x[i]->v[3]);
   }
+  static void sums(const V (&x)[4], float* out) { sum4(x[0], x[1], x[2], x[3], out); }
+  static float largest(V x) {
+    float most = x.v[0];
+    for (int i = 1; i < N; ++i) most = x.v[i] > most ? x.v[i] : most;
+    return most;
+  }
   static void transpose(V (&x)[4]) {
     for (int i = 0; i < 4; ++i)
       for (int j = i + 1; j < 4; ++j) {
@@ -105,17 +112,20 @@ inline V copysign(V size, V sign) {
 }
 inline V select_less(V a, V b, V x, V y) { return {V::choose(a.v < b.v, x.v, y.v)}; }
 
+// clang-format off
 #include "kernels/attention/cpu_kernel-inl.hpp"
+#include "kernels/attention/cpu_decode-inl.hpp"
+// clang-format on
 
 const Kernels* forced = nullptr;
 
 }  // namespace
 
 const Kernels& portable_kernels() {
-  static constexpr Kernels table{"portable",     false,          pack_columns, nullptr,    scores,
-                                 nullptr,        accumulate,     nullptr,      nullptr,    row_scores,
-                                 row_accumulate, score_terms,    softmax,      nullptr,    mass,
-                                 rescale,        unpack_columns, widen,        range_bits, finite};
+  static constexpr Kernels table{
+      "portable", false,      pack_columns,   nullptr, scores,     nullptr,     accumulate, nullptr,
+      nullptr,    row_scores, row_accumulate, decode,  nullptr,    score_terms, softmax,    nullptr,
+      mass,       rescale,    unpack_columns, widen,   range_bits, finite};
   return table;
 }
 

@@ -9,7 +9,8 @@ struct V {
     return vectors == 4 ? 6 : vectors == 3 ? 8 : vectors == 2 ? 12 : 14;
   }
   static constexpr int row_keys(int queries) { return queries <= 2 ? 8 : 4; }
-  static constexpr int row_vectors(int queries) { return queries <= 2 ? 8 : 4; }
+  static constexpr int row_vectors(int queries) { return queries <= 2 ? 8 : queries <= 4 ? 4 : 2; }
+  static constexpr int kRowRegisters = 32;
 
   __m512 v;
   static V zero() { return {_mm512_setzero_ps()}; }
@@ -63,6 +64,26 @@ struct V {
     const __m256 abcd = _mm256_hadd_ps(ab, cd);
     _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
   }
+  // out[i] = sum over the lanes of x[i]: three rounds of adding halves that are interleaved on the way.
+  static void sums(const V (&x)[16], float* out) {
+    __m512 a[8], b[4];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i].v, x[2 * i + 1].v),
+                           _mm512_unpackhi_ps(x[2 * i].v, x[2 * i + 1].v));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m512d lo = _mm512_castps_pd(a[2 * i]), hi = _mm512_castps_pd(a[2 * i + 1]);
+      b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi)),
+                           _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi)));
+    }
+    // Every 128-bit part of b[i] holds part sums of x[4 i] .. x[4 i + 3].
+    const auto fold = [](__m512 lo, __m512 hi) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(lo, hi, 0x88), _mm512_shuffle_f32x4(lo, hi, 0xdd));
+    };
+    _mm512_storeu_ps(out, fold(fold(b[0], b[1]), fold(b[2], b[3])));
+  }
+  static float largest(V x) { return _mm512_reduce_max_ps(x.v); }
   static void transpose(V (&x)[16]) {
     __m512 t[16];
 #pragma GCC unroll 8
@@ -94,6 +115,10 @@ struct V {
     }
   }
 #ifdef __AVX512BF16__
+  // The 32 numbers of x, then y, as bf16 in order.
+  static V neighbours(V x, V y) {
+    return {_mm512_castsi512_ps(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(y.v, x.v)))};
+  }
   // bf16 of lo in the low half of each unit, of hi in the high half.
   static V pair(V lo, V hi) {
     const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(hi.v, lo.v));  // lo's 16, then hi's
