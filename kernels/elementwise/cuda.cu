@@ -183,7 +183,7 @@ __device__ double to_double(T x) {
 __device__ double start_of(bool max) { return max ? -INFINITY : 0.0; }
 __device__ void join(bool max, double& into, double x) { into = max ? max_or_nan(into, x) : into + x; }
 
-/// Elements [0, n) by kGroup threads, of which this is number `lane`.
+/// This thread's share of elements [0, n), which kGroup threads have divided; it is number `lane` of them.
 template <class T, int N, int kGroup>
 __device__ double reduce_run(const T* x, const T* weight, int64_t n, bool max, int lane) {
   double part[N];
@@ -212,7 +212,7 @@ __device__ double reduce_run(const T* x, const T* weight, int64_t n, bool max, i
   }
 #pragma unroll
   for (int j = 1; j < N; ++j) join(max, part[0], part[j]);
-  return max ? warp_reduce(part[0], Max{}) : warp_reduce(part[0], Add{});
+  return part[0];
 }
 
 __device__ void put(void* y, DType t, int64_t i, double value) {
@@ -249,8 +249,9 @@ __global__ void __launch_bounds__(kThreads) reduce_rows_kernel(ReduceWork w) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
   for (int64_t r = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32; r < w.rows;
        r += step) {
-    const double value = reduce_run<T, N, 32>(x + r * w.n, weight ? weight + r * w.n : nullptr, w.n, w.max,
-                                              static_cast<int>(threadIdx.x % 32));
+    double value = reduce_run<T, N, 32>(x + r * w.n, weight ? weight + r * w.n : nullptr, w.n, w.max,
+                                        static_cast<int>(threadIdx.x % 32));
+    value = w.max ? warp_reduce(value, Max{}) : warp_reduce(value, Add{});
     if (threadIdx.x % 32 == 0) put(w.y, w.y_type, r, value / w.divisor);
   }
 }
