@@ -24,6 +24,11 @@ namespace {
 constexpr int kThreads = 256;
 /// Hopper's fastest algorithms ask for up to 32 MiB; what an algorithm does not ask for is not allocated.
 constexpr uint64_t kWorkspaceBytes = uint64_t{32} << 20;
+/// The bias is read in packs of 16 bytes at most. No preference tells the heuristic how a bias lies, so
+/// others are left to a pass of their own.
+constexpr int64_t kBiasAlign = 16;
+/// Algorithms to try where a call refuses what the heuristic proposed.
+constexpr int kCandidates = 8;
 /// Products in one launch: batches become the third extent of the grid.
 constexpr int64_t kMostBatch = 65535;
 
@@ -54,8 +59,8 @@ struct Shape3 {
   int64_t m, n, k, lda, ldb, ldc;
   int64_t batch, a_step, b_step, c_step;
   bool ta, tb, bias, accumulate;
-  int64_t a_align, b_align, c_align,
-      d_align;  // largest power of two up to 256 that divides the address, in bytes
+  // Largest powers of two up to 256 that divide the addresses, in bytes.
+  int64_t a_align, b_align, c_align, bias_align;
 
   std::array<int64_t, 20> key() const {
     return {static_cast<int64_t>(type),
@@ -77,7 +82,7 @@ struct Shape3 {
             a_align,
             b_align,
             c_align,
-            d_align};
+            bias_align};
   }
 };
 
@@ -91,7 +96,8 @@ int64_t alignment(const void* p, int64_t step = 0) {
 /// first operand, A its second, N its rows, and our bias per column its bias per row.
 class Plan {
  public:
-  Plan(cublasLtHandle_t handle, const Shape3& s) {
+  /// `bias` has the alignment that the shape names; algorithms are chosen for it.
+  Plan(cublasLtHandle_t handle, const Shape3& s, const void* bias) {
     const bool wide = s.type == DType::f64;
     const cudaDataType_t type = data_type(s.type), out = data_type(s.out);
     cublasLtMatmulDesc_t desc = nullptr;
@@ -103,6 +109,7 @@ class Plan {
     if (s.bias) {
       set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
       set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, type);
+      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     }
     const auto layout = [&](Layout& into, cudaDataType_t t, int64_t rows, int64_t columns, int64_t ld,
                             int64_t step) {
@@ -131,31 +138,39 @@ class Plan {
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(s.b_align));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(s.a_align));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(s.c_align));
-    // The bias has no preference of its own; it is read with the output's accesses.
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(s.d_align));
-    int found = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle, desc, b_.get(), a_.get(), c_.get(),
-                                                                 c_.get(), made, 1, &choice_, &found);
-    usable_ = status == CUBLAS_STATUS_SUCCESS && found > 0 && choice_.state == CUBLAS_STATUS_SUCCESS;
-    if (!usable_ && status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED &&
-        status != CUBLAS_STATUS_INVALID_VALUE)
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(s.c_align));
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+        handle, desc, b_.get(), a_.get(), c_.get(), c_.get(), made, kCandidates, candidates_.data(), &count_);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE)
+      count_ = 0;
+    else
       check_cublas(status, "cublasLtMatmulAlgoGetHeuristic");
+    skip_bad();
   }
 
-  /// Whether cuBLASLt has an algorithm for the shape.
-  bool usable() const { return usable_; }
-  size_t workspace_bytes() const { return choice_.workspaceSize; }
+  /// Whether cuBLASLt has an algorithm for the shape, of those that no call has refused yet.
+  bool usable() const { return at_ < count_; }
+  size_t workspace_bytes() const { return candidates_[static_cast<size_t>(at_)].workspaceSize; }
 
-  void run(cublasLtHandle_t handle, double alpha, double beta, bool wide, const void* a, const void* b,
+  /// False when the call refuses the algorithm, before anything is launched; the plan goes to its next one.
+  bool run(cublasLtHandle_t handle, double alpha, double beta, bool wide, const void* a, const void* b,
            void* c, const void* bias, void* workspace, cudaStream_t stream) {
     if (bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
     const float narrow_scales[2] = {static_cast<float>(alpha), static_cast<float>(beta)};
     const double wide_scales[2] = {alpha, beta};
     const void* scales[2] = {wide ? static_cast<const void*>(wide_scales) : narrow_scales,
                              wide ? static_cast<const void*>(wide_scales + 1) : narrow_scales + 1};
-    CUBLAS_CHECK(cublasLtMatmul(handle, desc_.get(), scales[0], b, b_.get(), a, a_.get(), scales[1], c,
-                                c_.get(), c, c_.get(), &choice_.algo, workspace, choice_.workspaceSize,
-                                stream));
+    const cublasLtMatmulHeuristicResult_t& choice = candidates_[static_cast<size_t>(at_)];
+    const cublasStatus_t status =
+        cublasLtMatmul(handle, desc_.get(), scales[0], b, b_.get(), a, a_.get(), scales[1], c, c_.get(), c,
+                       c_.get(), &choice.algo, workspace, choice.workspaceSize, stream);
+    if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
+      ++at_;
+      skip_bad();
+      return false;
+    }
+    check_cublas(status, "cublasLtMatmul");
+    return true;
   }
 
  private:
@@ -171,10 +186,14 @@ class Plan {
     CUBLAS_CHECK(cublasLtMatmulDescSetAttribute(desc_.get(), attribute, &value, sizeof value));
   }
 
+  void skip_bad() {
+    while (at_ < count_ && candidates_[static_cast<size_t>(at_)].state != CUBLAS_STATUS_SUCCESS) ++at_;
+  }
+
   std::unique_ptr<cublasLtMatmulDescOpaque_t, Destroy> desc_;
   Layout a_, b_, c_;
-  cublasLtMatmulHeuristicResult_t choice_{};
-  bool usable_ = false;
+  std::array<cublasLtMatmulHeuristicResult_t, kCandidates> candidates_{};  // best first
+  int count_ = 0, at_ = 0;
 };
 
 /// The library's handle and the plans of all shapes so far, kept for the process.
@@ -186,9 +205,9 @@ class Plans {
   }
   cublasLtHandle_t handle() const { return handle_; }
   std::mutex& mutex() { return mutex_; }
-  Plan& of(const Shape3& s) {
+  Plan& of(const Shape3& s, const void* bias) {
     std::unique_ptr<Plan>& plan = plans_[s.key()];
-    if (!plan) plan = std::make_unique<Plan>(handle_, s);
+    if (!plan) plan = std::make_unique<Plan>(handle_, s, bias);
     return *plan;
   }
 
@@ -370,19 +389,23 @@ bool multiply(Context& ctx, const GemmArgs& args, const Tensor& a, const Tensor&
       s.batch = std::min(kMostBatch, inner.extent - begin);
       s.a_align = alignment(pa, inner.a * size), s.b_align = alignment(pb, inner.b * size);
       s.c_align = alignment(pc, inner.c * out_size);
-      s.d_align = bias ? std::min(s.c_align, alignment(args.bias.raw())) : s.c_align;
-      Plan& plan = plans.of(s);
-      if (!plan.usable()) {
+      s.bias_align = bias ? alignment(args.bias.raw()) : 0;
+      Plan& plan = plans.of(s, bias ? args.bias.raw() : nullptr);
+      bool done = false;
+      while (!done && plan.usable()) {
+        const auto bytes = static_cast<int64_t>(plan.workspace_bytes());
+        if (bytes > 0 && (!workspace || workspace.nbytes() < bytes))
+          workspace = ctx.allocate(DType::u8, {bytes});
+        done = plan.run(plans.handle(), static_cast<double>(args.alpha), accumulate ? 1.0 : 0.0,
+                        s.type == DType::f64, pa, pb, pc, bias ? args.bias.raw() : nullptr, workspace.raw(),
+                        stream_of(ctx));
+      }
+      if (!done) {
         if (first) return false;
         throw Unsupported("gemm: cuBLASLt has no algorithm for a part of the batch " + args.a.shape().str() +
                           " x " + args.b.shape().str());
       }
       first = false;
-      if (plan.workspace_bytes() > 0 &&
-          (!workspace || workspace.nbytes() < static_cast<int64_t>(plan.workspace_bytes())))
-        workspace = ctx.allocate(DType::u8, {static_cast<int64_t>(plan.workspace_bytes())});
-      plan.run(plans.handle(), static_cast<double>(args.alpha), accumulate ? 1.0 : 0.0, s.type == DType::f64,
-               pa, pb, pc, bias ? args.bias.raw() : nullptr, workspace.raw(), stream_of(ctx));
     }
   }
   return true;
@@ -409,8 +432,9 @@ void CudaBackend::gemm(Context& ctx, const GemmArgs& args) {
                       args.a.shape().str() + " x " + args.b.shape().str());
   };
   // f64 has no bias epilogue.
-  const bool epilogue = args.bias && t != DType::f64;
-  if (!narrow_type || !active) {
+  const bool epilogue = args.bias && t != DType::f64 && alignment(args.bias.raw()) >= kBiasAlign;
+  // What follows the product may not round a second time.
+  if (!narrow_type || (!active && (epilogue || !args.bias))) {
     if (multiply(ctx, args, a, b, args.c, epilogue, args.accumulate)) {
       const bool rest = args.bias && !epilogue;
       if (rest || active) finish(ctx, args, args.c, rest, false);
