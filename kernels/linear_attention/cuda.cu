@@ -425,7 +425,10 @@ template <class T>
 class Run {
  public:
   Run(Context& ctx, const LinearAttentionArgs& args)
-      : ctx_(ctx), args_(args), tensor_cores_(cuda_linear::usable(ctx, args)) {
+      : ctx_(ctx),
+        args_(args),
+        // The recurrence is f32 to the end, also where it has no order to keep.
+        tensor_cores_(args.form != Form::recurrent && cuda_linear::usable(ctx, args)) {
     const auto strides = [](const Tensor& t, int64_t* to, int count) {
       for (int i = 0; i < count; ++i) to[i] = t.stride(i);
     };
