@@ -178,6 +178,14 @@ BlockMask on_host(Context& ctx, const BlockMask& mask) {
   return m;
 }
 
+/// Sum over i in [0, n) of clamp(i + shift, 0, limit).
+int64_t clamped_sum(int64_t n, int64_t shift, int64_t limit) {
+  const int64_t from = std::min(std::max<int64_t>(0, -shift), n);  // first i that adds something
+  const int64_t to = std::min(std::max(from, limit - shift), n);   // first i at the limit
+  const int64_t growing = to - from;
+  return growing * (from + shift) + growing * (growing - 1) / 2 + (n - to) * limit;
+}
+
 /// Attended or visited pairs that are charged; see attention.hpp. Reads the mask's tensors, on the host,
 /// unless the pairs are static.
 int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
@@ -209,14 +217,21 @@ int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
   const bool lists = mask.full || mask.partial || mask.gather;
   if (!lists && mask.rule.allows_all() && !mask.row_begin && !mask.key_length && !mask.key_valid)
     return s.batch * s.heads * s.n * s.m;
-  if (pairs_are_static(args) && mask.rule.causal && !mask.rule.band && mask.rule.rank == 0) {
-    // Sum over i of clamp(i + offset + 1, 0, M), in closed form: the rows below the diagonal's start see
-    // nothing, then come growing rows, then full ones.
-    const int64_t offset = mask.rule.offset == ElementRule::kAlignEnds ? s.m - s.n : mask.rule.offset;
-    const int64_t from = std::min(std::max<int64_t>(0, -offset), s.n);
-    const int64_t to = std::min(std::max(from, s.m - offset), s.n);  // first row that sees every key
-    const int64_t growing = to - from;
-    const int64_t pairs = growing * (from + offset + 1) + growing * (growing - 1) / 2 + (s.n - to) * s.m;
+  const ElementRule& rule = mask.rule;
+  // Ranges in closed form, so that a call on a device does not wait for the host to count its rows. A band
+  // whose ends cross (negative reach) sees pairs that the difference of two sums does not count.
+  if (pairs_are_static(args) && rule.rank == 0 && (!rule.band || (rule.left >= -1 && rule.right >= -1))) {
+    const int64_t offset = rule.offset == ElementRule::kAlignEnds ? s.m - s.n : rule.offset;
+    const bool left = rule.band && rule.left >= 0, right = rule.causal || (rule.band && rule.right >= 0);
+    const int64_t reach = !rule.causal                   ? rule.right
+                          : rule.band && rule.right >= 0 ? std::min<int64_t>(0, rule.right)
+                                                         : 0;
+    int64_t pairs = right ? clamped_sum(s.n, offset + reach + 1, s.m) : s.n * s.m;
+    if (left) pairs -= clamped_sum(s.n, offset - rule.left, s.m);
+    if (const int64_t sinks = rule.band ? std::min(rule.sinks, s.m) : 0; sinks > 0) {
+      if (left) pairs += clamped_sum(s.n, offset - rule.left, sinks);
+      if (right && !rule.causal) pairs += s.n * sinks - clamped_sum(s.n, offset + reach + 1, sinks);
+    }
     return s.batch * s.heads * pairs;
   }
   if (pairs_are_static(args)) {

@@ -28,7 +28,8 @@ constexpr int kHalf = 64;       // keys
 constexpr int kRowBytes = 128;  // of a swizzled shared-memory row: 64 elements
 constexpr int kHalfBytes = kHalf * kRowBytes;
 constexpr int kStages = 2;
-constexpr int kWalks = 3;  // tiles between the decision and the end of the work
+// A tile is decided when the one before begins. Earlier decisions would leave blocks with unequal rests.
+constexpr int kWalks = 2;
 // Named barriers: consumers take turns on 1 to 3; 4 to 6 gather one consumer, 7 the mask warps.
 constexpr int kTurnBarrier = 1, kGroupBarrier = 4, kMaskBarrier = 7;
 
@@ -226,12 +227,40 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
     hopper::prefetch_map(&plan.k);
     hopper::prefetch_map(&plan.v);
   }
+  struct Keys {
+    int slots[C::kHalves] = {};
+    int kv_head = 0, b = 0;
+  };
+  const auto load = [&](const CUtensorMap* map, uint8_t* buffer, uint64_t* barrier, const Keys& from) {
+    if (lane != 0) return;
+    const uint32_t done = shared_address(barrier), to = shared_address(buffer);
+    hopper::barrier_expect(done, C::kKeyBytes);
+#pragma unroll
+    for (int i = 0; i < C::kHalves; ++i)
+#pragma unroll
+      for (int c = 0; c < C::kColumns; ++c)
+        hopper::copy_box(to + c * C::kKeys * kRowBytes + i * kHalfBytes, map, done, 64 * c, from.slots[i],
+                         from.kv_head, from.b);
+  };
   Ring<C::kQBuffers> q;
   Ring<kStages> k, v;
   Ring<kWalks> tile;
+  // Values follow their keys one step later, over the border of tiles too: the next tile's first keys are
+  // under way while this tile's last values are waited for.
+  Keys last;
+  bool owed = false;
+  const auto load_values = [&] {
+    if (!owed) return;
+    hopper::barrier_wait(shared_address(&shared.v_empty[v.index]), v.phase ^ 1);
+    load(&plan.v, shared.v[v.index], &shared.v_full[v.index], last);
+    v.next();
+    owed = false;
+  };
   for (;; tile.next()) {
     hopper::barrier_wait(shared_address(&shared.walk_full[tile.index]), tile.phase);
     const Walk& w = shared.walk[tile.index];
+    // One buffer of Q is free only when the tile before is finished.
+    if (C::kQBuffers == 1 || w.stop) load_values();
     const uint32_t q_full = shared_address(&shared.q_full[q.index]), rows = shared_address(shared.q[q.index]);
     hopper::barrier_wait(shared_address(&shared.q_empty[q.index]), q.phase ^ 1);
     if (w.stop) {
@@ -248,38 +277,21 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
     q.next();
 
     ListReader partial, full;
-    const int kv_head = w.h / p.group, b = w.b, steps = w.steps;
-    const auto load = [&](const CUtensorMap* map, uint8_t* buffer, uint64_t* barrier, const int* slots) {
-      if (lane != 0) return;
-      const uint32_t done = shared_address(barrier), to = shared_address(buffer);
-      hopper::barrier_expect(done, C::kKeyBytes);
+    Keys now;
+    now.kv_head = w.h / p.group, now.b = w.b;
+    const int steps = w.steps;
+    for (int s = 0; s < steps; ++s) {
 #pragma unroll
-      for (int i = 0; i < C::kHalves; ++i)
-#pragma unroll
-        for (int c = 0; c < C::kColumns; ++c)
-          hopper::copy_box(to + c * C::kKeys * kRowBytes + i * kHalfBytes, map, done, 64 * c, slots[i],
-                           kv_head, b);
-    };
-    int now[C::kHalves] = {}, before[C::kHalves] = {};
-    for (int s = 0; s <= steps; ++s) {
-      if (s < steps) {
-#pragma unroll
-        for (int i = 0; i < C::kHalves; ++i) {
-          const Half half = half_of<C::kKeys>(p, w, partial, full, s, i);
-          // An absent half needs finite values that its zero weights can meet: those of the first half.
-          now[i] = half.kind == kAbsent && i > 0 ? now[0] : half.slot;
-        }
-        hopper::barrier_wait(shared_address(&shared.k_empty[k.index]), k.phase ^ 1);
-        load(&plan.k, shared.k[k.index], &shared.k_full[k.index], now);
-        k.next();
+      for (int i = 0; i < C::kHalves; ++i) {
+        const Half half = half_of<C::kKeys>(p, w, partial, full, s, i);
+        // An absent half needs finite values that its zero weights can meet: those of the first half.
+        now.slots[i] = half.kind == kAbsent && i > 0 ? now.slots[0] : half.slot;
       }
-      if (s > 0) {
-        hopper::barrier_wait(shared_address(&shared.v_empty[v.index]), v.phase ^ 1);
-        load(&plan.v, shared.v[v.index], &shared.v_full[v.index], before);
-        v.next();
-      }
-#pragma unroll
-      for (int i = 0; i < C::kHalves; ++i) before[i] = now[i];
+      hopper::barrier_wait(shared_address(&shared.k_empty[k.index]), k.phase ^ 1);
+      load(&plan.k, shared.k[k.index], &shared.k_full[k.index], now);
+      k.next();
+      load_values();
+      last = now, owed = true;
     }
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(shared_address(&shared.walk_empty[tile.index]));
@@ -295,22 +307,25 @@ __device__ __forceinline__ void decide(const Params& p, const HopperPlan& plan,
   Ring<kWalks> tile;
   int number = blockIdx.x;
   for (;; tile.next()) {
-    // The ticket of the next tile is drawn early: it comes back while this walk is found.
-    int ticket = 0;
-    if (plan.next && lane == 0) ticket = atomicAdd(plan.next, 1);
     Walk w;
     if (number < plan.total)
       w = walk_of<Dim, Groups>(p, plan, number);
     else
       w.stop = 1;
-    hopper::barrier_wait(shared_address(&shared.walk_empty[tile.index]), tile.phase ^ 1);
     if (lane == 0) {
       shared.walk[tile.index] = w;
       hopper::barrier_arrive(shared_address(&shared.walk_full[tile.index]));
     }
     if (w.stop) return;
-    number = plan.next ? static_cast<int>(gridDim.x) + __shfl_sync(kAllLanes, ticket, 0)
-                       : number + static_cast<int>(gridDim.x);
+    Ring<kWalks> next = tile;
+    next.next();
+    hopper::barrier_wait(shared_address(&shared.walk_empty[next.index]), next.phase ^ 1);
+    if (plan.next) {
+      if (lane == 0) number = static_cast<int>(gridDim.x) + atomicAdd(plan.next, 1);
+      number = __shfl_sync(kAllLanes, number, 0);
+    } else {
+      number += static_cast<int>(gridDim.x);
+    }
   }
 }
 
@@ -629,7 +644,7 @@ struct Consumer {
   }
 
   /// o / sum through the consumer's own rows of Q in shared memory, so that rows leave in 16-byte pieces.
-  __device__ __forceinline__ void finish(const Walk& w, uint8_t* q) {
+  __device__ __forceinline__ void finish(const Walk& w, uint8_t* q, uint64_t& q_empty) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float sum = state.sum[r];
@@ -667,17 +682,24 @@ struct Consumer {
                    : "memory");
     }
     __syncwarp();
-    constexpr int kChunks = Dim / 8;
-    T* out = static_cast<T*>(p.o.data) + w.b * p.o.b + w.h * p.o.h;
-    const int chunks = static_cast<int>(p.e) / 8;
+    constexpr int kChunks = Dim / 8, kPieces = 16 * kChunks / 32;
+    uint4 pieces[kPieces];
 #pragma unroll
-    for (int i = lane; i < 16 * kChunks; i += 32) {
-      const int row = i / kChunks, chunk = i % kChunks, slot = w.row0 + row0 + row;
-      const uint4 x =
+    for (int i = 0; i < kPieces; ++i) {
+      const int at = lane + 32 * i, row = at / kChunks, chunk = at % kChunks;
+      pieces[i] =
           load_shared4(to + (chunk / 8 * C::kRows + row0 + row) * kRowBytes + ((chunk % 8) ^ (row & 7)) * 16);
-      if (slot < p.n && chunk < chunks) *reinterpret_cast<uint4*>(out + slot * p.o.n + 8 * chunk) = x;
     }
+    // Q's buffer is given back before the rows leave for memory: the fence would wait for them.
     hopper::fence_async_proxy();
+    release(q_empty);
+    T* out = static_cast<T*>(p.o.data) + w.b * p.o.b + w.h * p.o.h + (w.row0 + row0) * p.o.n;
+    const int chunks = static_cast<int>(p.e) / 8, rest = static_cast<int>(p.n) - w.row0 - row0;
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int at = lane + 32 * i, row = at / kChunks, chunk = at % kChunks;
+      if (row < rest && chunk < chunks) *reinterpret_cast<uint4*>(out + row * p.o.n + 8 * chunk) = pieces[i];
+    }
   }
 
   __device__ __forceinline__ bool wait_tile() {
@@ -688,12 +710,8 @@ struct Consumer {
     return shared_address(shared.q[rows.index]) + group * kHalfBytes;
   }
   __device__ __forceinline__ void write_out(int q, int walk) {
-    finish(shared.walk[walk], shared.q[q]);
-    __syncwarp();
-    if (lane == 0) {
-      hopper::barrier_arrive(shared_address(&shared.q_empty[q]));
-      hopper::barrier_arrive(shared_address(&shared.walk_empty[walk]));
-    }
+    finish(shared.walk[walk], shared.q[q], shared.q_empty[q]);
+    release(shared.walk_empty[walk]);
   }
 
   __device__ __forceinline__ void run() {
