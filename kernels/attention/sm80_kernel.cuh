@@ -611,6 +611,15 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
       }
     }
 
+    // What a row's output so far counts, since its maximum has grown.
+    float share[MTiles][2];
+    const auto rescale = [&](int m) {
+#pragma unroll
+      for (int j = 0; j < C::kOTiles; ++j)
+        o[m][j][0] *= share[m][0], o[m][j][1] *= share[m][0], o[m][j][2] *= share[m][1],
+            o[m][j][3] *= share[m][1];
+    };
+
     // Which of its columns a row sees: one bit a column of this thread.
     const bool masked = ragged || cut;
     uint32_t seen[MTiles][2];
@@ -675,8 +684,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
             for (int c = 0; c < 2; ++c)
               if (!((seen[m][half] >> (2 * j + c)) & 1)) s[m][j][2 * half + c] = -INFINITY;
 
-      // Softmax of two rows a thread, four threads a row.
-      float share[2];
+                // Softmax of two rows a thread, four threads a row.
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float high = top[m][half];
@@ -687,10 +695,11 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
         high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 2));
         const float base = high == -INFINITY ? 0.0f : high * plan.to_log2;
         const float before = top[m][half] * plan.to_log2;
-        share[half] = exp2_fast(before - base);
+        share[m][half] = exp2_fast(before - base);
         if constexpr (Terms)
-          logs[m][half] = share[half] * (logs[m][half] +
-                                         (top[m][half] == -INFINITY ? 0.0f : (before - base) * sum[m][half]));
+          logs[m][half] =
+              share[m][half] *
+              (logs[m][half] + (top[m][half] == -INFINITY ? 0.0f : (before - base) * sum[m][half]));
         float add = 0.0f;
 #pragma unroll
         for (int j = 0; j < C::kNTiles; ++j)
@@ -701,18 +710,19 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
             add += e;
             s[m][j][2 * half + c] = e;
           }
-        sum[m][half] = sum[m][half] * share[half] + add;
+        sum[m][half] = sum[m][half] * share[m][half] + add;
         top[m][half] = high;
       }
-      // Maxima settle after a few tiles; then there is nothing to rescale.
-      if (__any_sync(kAllLanes, share[0] != 1.0f || share[1] != 1.0f))
-#pragma unroll
-        for (int j = 0; j < C::kOTiles; ++j)
-          o[m][j][0] *= share[0], o[m][j][1] *= share[0], o[m][j][2] *= share[1], o[m][j][3] *= share[1];
+      // Maxima settle after a few tiles; then there is nothing to rescale. f32 rescales as it adds.
+      if constexpr (sizeof(T) == 2)
+        if (__any_sync(kAllLanes, share[m][0] != 1.0f || share[m][1] != 1.0f)) rescale(m);
     }
 
     // Values that are not finite reach the rows that see them, and the products meet zeros in their place.
     if (careful) {
+      if constexpr (sizeof(T) == 4)
+#pragma unroll
+        for (int m = 0; m < MTiles; ++m) rescale(m), share[m][0] = share[m][1] = 1.0f;
 #pragma unroll 1
       for (int key = 0; key < C::kKeys; ++key) {
         const int owner = (lane & ~3) | (key % 8 / 2), bit = key / 8 * 2 + (key & 1);
@@ -772,32 +782,61 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
         }
       }
     } else {
+      // Tensor cores truncate what they add up, always towards zero: in place, thousands of keys would lose
+      // 2^-16 of a row. So 32 keys are summed apart, and o takes the sums by rounded additions. The large
+      // products and the small ones apart as well, for shorter chains of sums that wait for each other.
       // A's column t is key 2 t of C's fragment, and column t + 4 key 2 t + 1: the order of keys is free.
 #pragma unroll
-      for (int j8 = 0; j8 < C::kNTiles; ++j8) {
-        uint32_t a[MTiles][4], a_small[MTiles][4];
+      for (int j32 = 0; j32 < C::kNTiles / 4; ++j32) {
+        uint32_t a[MTiles][4][4], a_small[MTiles][4][4];
 #pragma unroll
-        for (int m = 0; m < MTiles; ++m) {
-          split(__float_as_uint(s[m][j8][0]), a[m][0], a_small[m][0]);
-          split(__float_as_uint(s[m][j8][2]), a[m][1], a_small[m][1]);
-          split(__float_as_uint(s[m][j8][1]), a[m][2], a_small[m][2]);
-          split(__float_as_uint(s[m][j8][3]), a[m][3], a_small[m][3]);
-        }
+        for (int m = 0; m < MTiles; ++m)
 #pragma unroll
-        for (int j = 0; j < C::kOTiles; ++j) {
-          uint32_t b[2], b_small[2];
-          const int chunk = 2 * j + g / 4;
+          for (int j8 = 0; j8 < 4; ++j8)
 #pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            b[i] = load_shared(v_tile + value_place_of<C::kChunks>(8 * j8 + 2 * t + i, chunk) + g % 4 * 4);
-            split(b[i], b[i], b_small[i]);
+            for (int i = 0; i < 4; ++i) {
+              uint32_t big;
+              a[m][j8][i] = __float_as_uint(s[m][4 * j32 + j8][i / 2 + i % 2 * 2]);
+              split(a[m][j8][i], big, a_small[m][j8][i]);  // of a itself only big is read
+            }
+#pragma unroll
+        for (int j = 0; j < C::kOTiles; j += 2) {
+          float large[MTiles][2][4] = {}, small[MTiles][2][4] = {};
+#pragma unroll
+          for (int j8 = 0; j8 < 4; ++j8) {
+            uint32_t b[2][2], b_small[2][2];
+#pragma unroll
+            for (int z = 0; z < 2; ++z) {
+              const int chunk = 2 * (j + z) + g / 4, key = 8 * (4 * j32 + j8) + 2 * t;
+#pragma unroll
+              for (int i = 0; i < 2; ++i) {
+                b[z][i] = load_shared(v_tile + value_place_of<C::kChunks>(key + i, chunk) + g % 4 * 4);
+                split(b[z][i], b[z][i], b_small[z][i]);
+              }
+            }
+#pragma unroll
+            for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+              for (int z = 0; z < 2; ++z) multiply(small[m][z], a_small[m][j8], b[z][0], b[z][1], T());
+#pragma unroll
+            for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+              for (int z = 0; z < 2; ++z) multiply(large[m][z], a[m][j8], b[z][0], b[z][1], T());
+#pragma unroll
+            for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+              for (int z = 0; z < 2; ++z) multiply(small[m][z], a[m][j8], b_small[z][0], b_small[z][1], T());
           }
 #pragma unroll
-          for (int m = 0; m < MTiles; ++m) {
-            multiply(o[m][j], a_small[m], b[0], b[1], T());
-            multiply(o[m][j], a[m], b_small[0], b_small[1], T());
-            multiply(o[m][j], a[m], b[0], b[1], T());
-          }
+          for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+            for (int z = 0; z < 2; ++z)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                float& x = o[m][j + z][i];
+                const float add = large[m][z][i] + small[m][z][i];
+                x = j32 == 0 ? fmaf(x, share[m][i / 2], add) : x + add;
+              }
         }
       }
     }
