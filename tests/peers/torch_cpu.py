@@ -14,6 +14,7 @@ import json
 import pathlib
 import statistics
 import subprocess
+import tempfile
 import time
 
 import torch
@@ -26,10 +27,12 @@ def attnbench_seconds(program, threads, dtype, d, n, causal):
     """Median seconds of one dense case, by the program itself."""
     name = "dense" if dtype == "f32" else "dense_bf16"
     case = f"{name}/head_dim={d}/causal={str(causal).lower()}/length={n}/heads={4096 // n}"
-    run = subprocess.run(
-        [program, "run", str(ROOT / "suites/engine/cpu_attention.yaml"), "--filter", case, "--threads", str(threads),
-         "--set", "defaults.max_time=1s", "--json", "--quiet", "-o", "/dev/null", "--force"],
-        capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            [program, "run", str(ROOT / "suites/engine/cpu_attention.yaml"), "--filter", case,
+             "--threads", str(threads), "--set", "defaults.max_time=1s", "--json", "--quiet",
+             "-o", str(pathlib.Path(folder) / "run.json")],
+            capture_output=True, text=True, check=False)
     # Exit status 1 only says that a claim of the suite is outside; the measurement is there.
     if run.returncode not in (0, 1):
         raise SystemExit(f"{case}: {run.stderr.strip()}")
