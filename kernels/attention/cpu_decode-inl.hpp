@@ -87,7 +87,7 @@ inline void decode_scores(const DecodeStep& a, int r, const void* const* k, floa
   V::sums(acc, sum);
   if (i < a.d) decode_rest<T, R>(a, r, k, i, sum);
 #pragma GCC unroll 8
-  for (int c = 0; c < R; ++c) __builtin_memcpy(s + c * kKeys, sum + c * K, K * sizeof(float));
+  for (int c = 0; c < R; ++c) __builtin_memcpy(s + c * a.ld, sum + c * K, K * sizeof(float));
 }
 
 /// Scores of query r become weights in place; as bf16 pairs of neighbouring keys where `Pairs`. The reference
@@ -96,7 +96,7 @@ template <bool Pairs, class Later = V>
 inline void decode_softmax(const DecodeStep& a, int r) {
   constexpr int kAtOnce = Pairs ? 2 * V::N : V::N;
   const float minus_inf = -__builtin_inff();
-  float* s = a.s + r * kKeys;
+  float* s = a.s + r * a.ld;
   for (int j = a.keys; j % kAtOnce != 0; ++j) s[j] = minus_inf;
   V most = V::set1(minus_inf);
   for (int j = 0; j < a.keys; j += V::N) most = max(V::load(s + j), most);
@@ -133,7 +133,7 @@ inline void decode_softmax(const DecodeStep& a, int r) {
 template <class Rows, bool Pairs, int R, class Output>
 inline void decode_queries(const DecodeStep& a, int r, const Output& output) {
   constexpr int K = V::N / R;
-  float* s = a.s + r * kKeys;
+  float* s = a.s + r * a.ld;
   int j = 0;
   for (; j + K <= a.keys; j += K) decode_scores<Rows, R>(a, r, a.k + j, s + j);
   if (j < a.keys) {
@@ -173,7 +173,7 @@ inline void decode_of(const DecodeStep& a, const Output& output) {
 template <class T>
 inline void decode_typed(const DecodeStep& a) {
   decode_of<WideRows<T>, false>(a, [&](auto rows, int r) {
-    row_output_of<T, decltype(rows)::value>(a.o + r * a.e, a.e, a.e, a.v, a.keys, a.s + r * kKeys, 1, kKeys,
+    row_output_of<T, decltype(rows)::value>(a.o + r * a.e, a.e, a.e, a.v, a.keys, a.s + r * a.ld, 1, a.ld,
                                             a.ahead_v);
   });
 }

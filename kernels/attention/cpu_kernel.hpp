@@ -63,7 +63,8 @@ struct DecodeStep {
   float to_log2 = 0;                                 ///< > 0
   float *m = nullptr, *l = nullptr, *top = nullptr;  ///< as in SoftmaxStep, an entry a query
   float* o = nullptr;                                ///< [queries][e]
-  float* s = nullptr;                                ///< [queries][kKeys], scratch
+  float* s = nullptr;                                ///< [queries][ld], scratch
+  int ld = 0;                                        ///< a multiple of 64, >= keys
 };
 
 struct Kernels {

@@ -87,7 +87,7 @@ inline void pair_output_block(const DecodeStep& a, int r, int64_t first) {
     }
 #pragma GCC unroll 8
     for (int c = 0; c < R; ++c) {
-      const V w = V::set1(load_unit(a.s + (r + c) * kKeys, j / 2));
+      const V w = V::set1(load_unit(a.s + (r + c) * a.ld, j / 2));
 #pragma GCC unroll 8
       for (int i = 0; i < NV; ++i) acc[c][i] = PairOp::mul_add(acc[c][i], w, v[i]);
     }
@@ -114,7 +114,7 @@ inline void pair_output(const DecodeStep& a, int r) {
   columns(Count<2>{});
   for (; i < a.e; ++i)
     for (int c = 0; c < R; ++c) {
-      const auto* p = reinterpret_cast<const bf16*>(a.s + (r + c) * kKeys);
+      const auto* p = reinterpret_cast<const bf16*>(a.s + (r + c) * a.ld);
       float* o = a.o + (r + c) * a.e + i;
       for (int j = 0; j < a.keys; ++j) *o += scalar(p + j) * scalar(static_cast<const bf16*>(a.v[j]) + i);
     }

@@ -500,7 +500,25 @@ inline bool mask_step(const Plan& p, const Tile& t, const Workspace& w, bool wit
 struct Portion {
   int64_t part = 0, parts = 1;
   int64_t slot_begin = 0, slot_end = INT64_MAX;
+
+  /// This portion's share of `total` things, cut at multiples of `unit`.
+  std::pair<int64_t, int64_t> share(int64_t total, int64_t unit) const {
+    if (parts == 1) return {0, total};
+    const int64_t units = ceil_div(total, unit);
+    return {std::min(total, part * units / parts * unit), std::min(total, (part + 1) * units / parts * unit)};
+  }
 };
+
+/// The keys of a tile whose queries all see one run of keys that follow each other in memory; empty where it
+/// takes a walk to find them.
+inline std::pair<int64_t, int64_t> straight_run(const Plan& p, const Tile& t) {
+  if (p.paged || p.lists || p.gather || p.k_order || p.key_valid || p.rule.rank > 0 || p.segment_q ||
+      p.rule.bitmap)
+    return {0, 0};
+  if (!p.banded && !p.rows) return {0, t.keys};
+  if (t.min_low != t.max_low || t.min_high != t.max_high || t.max_sink > 0) return {0, 0};
+  return {t.min_low, std::max(t.min_low, t.max_high)};
+}
 
 /// Calls visit(step) for all keys that some query of the tile may see, in a fixed order.
 template <class Visit>
@@ -565,13 +583,7 @@ class Walk {
   }
 
  private:
-  /// This portion's share of `total` things, cut at multiples of `unit`.
-  std::pair<int64_t, int64_t> share(int64_t total, int64_t unit) const {
-    if (portion_.parts == 1) return {0, total};
-    const int64_t units = ceil_div(total, unit);
-    return {std::min(total, portion_.part * units / portion_.parts * unit),
-            std::min(total, (portion_.part + 1) * units / portion_.parts * unit)};
-  }
+  std::pair<int64_t, int64_t> share(int64_t total, int64_t unit) const { return portion_.share(total, unit); }
 
   void blocks(const ListView& list, int64_t from, int64_t to) {
     const int64_t begin = list.begin.at(t_.b, t_.head, t_.row);
