@@ -37,7 +37,7 @@ using Json = nlohmann::ordered_json;
 struct Options {
   std::string suite, folder = "reports/trust", slowdown = "5%", confirm_time = "120";
   std::vector<std::string> parts{"same", "slower", "bursts"};
-  int runs = 16, baseline = 5;
+  int runs = 18, baseline = 5, confirmed = -1;
   bool append = false;
 };
 
@@ -156,11 +156,13 @@ Json same_code(const Options& o, const GlobalOptions& global, bool bursts) {
   for (int i = 0; i < o.runs; ++i) {
     const std::string file = t.run(fmt::format("run {} of {}", i + 1, o.runs));
     count(once, t.check(file, {}));
-    const Json again = t.check(file, t.confirming());
-    count(confirmed, again);
-    for (const Json& c : again["cases"])
-      if (c["state"] == "compared" && (c["verdict"] == "slower" || c["verdict"] == "faster"))
-        flagged.push_back(c);
+    if (o.confirmed < 0 || i < o.confirmed) {
+      const Json again = t.check(file, t.confirming());
+      count(confirmed, again);
+      for (const Json& c : again["cases"])
+        if (c["state"] == "compared" && (c["verdict"] == "slower" || c["verdict"] == "faster"))
+          flagged.push_back(c);
+    }
     t.add(file);
   }
   t.clear();
@@ -336,8 +338,12 @@ const bool registered = register_command(
            sub.add_option("-o,--output", o->folder,
                           "folder for trust.json and trust.md; default reports/trust")
                ->type_name("DIR");
-           sub.add_option("--runs", o->runs, "runs that are checked, each part; default 16")
+           sub.add_option("--runs", o->runs, "runs that are checked, each part; default 18")
                ->check(CLI::Range(1, 10000))
+               ->type_name("N");
+           sub.add_option("--confirmed", o->confirmed,
+                          "same, bursts: so many of the runs are checked with --confirm as well; default all")
+               ->check(CLI::Range(0, 10000))
                ->type_name("N");
            sub.add_option("--baseline-runs", o->baseline, "runs in the history before; default 5")
                ->check(CLI::Range(1, 1000))
