@@ -20,8 +20,9 @@ using PairSource = std::function<PairedTimes(const GateRow& row)>;
 
 struct ConfirmLimits {
   /// Numbers of pairs after which the verdict is looked at. Four are the least with a usable Student's t;
-  /// each further look has half as many again.
-  std::vector<int> looks{4, 6, 9, 13, 20};
+  /// each further look has half as many again. Every suspect has its look before any has the next one: the
+  /// time goes to all of them, not to the first that cannot be decided.
+  std::vector<int> looks{4, 6, 9, 14, 21, 32};
   double max_seconds = 300;  ///< for all suspects together
 };
 

@@ -17,8 +17,8 @@ namespace {
 constexpr size_t kLeastCasesForScatter = 5;
 // A level of so many runs tells its own spread well enough to speak for others.
 constexpr double kLeastDofForPrior = 3;
-// On a virtual machine with ordinary neighbours p95 lies 5 to 25% above p5 (suites/ci.yaml); from 35% on something
-// came and went.
+// On a virtual machine with ordinary neighbours p95 lies 5 to 25% above p5 (suites/ci.yaml); from 35% on
+// something came and went.
 constexpr double kJitter = 0.3;
 
 struct Known {

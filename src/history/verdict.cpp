@@ -201,6 +201,22 @@ std::vector<Judgement> judge(const std::vector<Difference>& cases, const GateRul
   return out;
 }
 
+Difference trimmed_difference(std::vector<double> v) {
+  if (v.size() < 2) throw UsageError("a difference is repeated at least once to know its error");
+  std::sort(v.begin(), v.end());
+  const size_t n = v.size(), cut = n / 5, kept = n - 2 * cut;
+  double sum = 0;
+  for (size_t i = cut; i < n - cut; ++i) sum += v[i];
+  Difference d;
+  d.log_ratio = sum / static_cast<double>(kept);
+  for (size_t i = 0; i < cut; ++i) v[i] = v[cut], v[n - 1 - i] = v[n - 1 - cut];
+  const double winsorized = spread_of(v, "").sigma;
+  // (1 - 2 cut / n) sqrt(n) = kept / sqrt(n).
+  d.sigma = winsorized * std::sqrt(static_cast<double>(n)) / static_cast<double>(kept);
+  d.dof = static_cast<double>(kept) - 1;
+  return d;
+}
+
 double log_error(double ci_low, double ci_high) {
   if (!(ci_low > 0) || !(ci_high >= ci_low)) return 0;
   return std::log(ci_high / ci_low) / (2 * kNormal);

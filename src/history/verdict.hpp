@@ -69,6 +69,11 @@ struct Difference {
 
 inline constexpr double kSuspect = 4.0 / 3.0;
 
+/// Difference from repeated measurements of it: the mean of the middle 60%, with the standard error that
+/// Tukey and McLaughlin (Sankhya A 25, 1963) give it from winsorized values. One repetition in five on either
+/// side may be arbitrarily wrong; fewer than five are not trimmed. Throws UsageError for fewer than two.
+Difference trimmed_difference(std::vector<double> logs);
+
 struct Judgement {
   Verdict verdict = Verdict::unsure;
   double change = 0, low = 0, high = 0;  ///< new time / old time - 1, and its 95% interval

@@ -78,6 +78,33 @@ TEST_CASE("among many cases, one that is just beyond doubt by itself is unsure")
   CHECK(judge(cases, rules)[7].verdict == Verdict::slower);
 }
 
+TEST_CASE("repeated differences: the trimmed mean and its error") {
+  // Ten values, two cut on each side.
+  const Difference d = trimmed_difference({8, 1, 2, 3, 4, 5, 6, 7, 1000, -50});
+  // Sorted: -50 1 | 2 3 4 5 6 7 | 8 1000.
+  CHECK(d.log_ratio == Approx(4.5));
+  // Winsorized 2 2 2 3 4 5 6 7 7 7: mean 4.5, sum of squares about it 42.5.
+  CHECK(d.sigma == Approx(std::sqrt(42.5 / 9) * std::sqrt(10.0) / 6));
+  CHECK(d.dof == 5);
+  const Difference few = trimmed_difference({1, 2, 3, 6});
+  CHECK(few.log_ratio == Approx(3));
+  CHECK(few.sigma == Approx(spread_of({1, 2, 3, 6}, "").sigma / 2));
+  CHECK(few.dof == 3);
+  CHECK_THROWS_AS(trimmed_difference({1}), UsageError);
+  // Its interval covers the truth as often as it says: 95% of normal samples of each of the looks' sizes.
+  for (const size_t n : {size_t{4}, size_t{9}, size_t{21}}) {
+    int covered = 0;
+    for (uint64_t t = 0; t < 2000; ++t) {
+      std::vector<double> v;
+      for (uint64_t i = 0; i < n; ++i) v.push_back(normal(1000 + t, i));
+      const Difference x = trimmed_difference(v);
+      covered += std::abs(x.log_ratio) <= student_quantile(0.025, x.dof) * x.sigma;
+    }
+    CHECK(covered >= 1860);
+    CHECK(covered <= 1940);
+  }
+}
+
 TEST_CASE("the spread of runs, and pooling by degrees of freedom") {
   const Spread s = spread_of({1.0, 2.0, 4.0}, "x");
   CHECK(s.sigma == Approx(std::sqrt(7.0 / 3)));
