@@ -41,11 +41,14 @@ const Format& find_format(const std::string& id) {
 
 const Format& format_of_file(const std::string& path) {
   std::string all;
+  const Format* longest = nullptr;  // of several that fit: r.bmf.json is no results file
   for (const Format* f : all_formats()) {
     if (f->extension().empty()) continue;
-    if (path.size() > f->extension().size() && path.ends_with(f->extension())) return *f;
     all += (all.empty() ? "" : ", ") + f->extension();
+    if (path.size() <= f->extension().size() || !path.ends_with(f->extension())) continue;
+    if (!longest || f->extension().size() > longest->extension().size()) longest = f;
   }
+  if (longest) return *longest;
   throw UsageError("the name '" + path + "' tells no format; its end should be one of " + all);
 }
 

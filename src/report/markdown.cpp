@@ -1,4 +1,6 @@
 // The results as GitHub-flavoured Markdown: for pull requests, issues and READMEs.
+#include "report/markdown.hpp"
+
 #include <cctype>
 
 #include "report/format.hpp"
@@ -7,10 +9,7 @@
 
 namespace attnbench {
 
-namespace {
-
-/// No character of a suite's text acts as markup, ends a cell or hides.
-std::string escaped(const std::string& raw) {
+std::string markdown_escaped(const std::string& raw) {
   std::string flat;
   for (char c : raw) flat += c == '\n' || c == '\r' || c == '\t' ? ' ' : c;
   const std::string s = printable(flat);
@@ -40,19 +39,30 @@ std::string escaped(const std::string& raw) {
   return out;
 }
 
-std::string text_of(const ReportTable& t) {
+std::string markdown_table(const ReportTable& t) {
   std::string head = "|", rule = "|", out;
   for (const ReportTable::Column& c : t.columns) {
-    head += " " + escaped(c.title) + " |";
+    head += " " + markdown_escaped(c.title) + " |";
     rule += c.right ? " ---: |" : " --- |";
   }
   for (const ReportTable::Row& r : t.rows) {
     out += "|";
-    for (const std::string& cell : r.cells) out += " " + escaped(cell) + " |";
+    for (const std::string& cell : r.cells) out += " " + markdown_escaped(cell) + " |";
     out += "\n";
   }
   return head + "\n" + rule + "\n" + out;
 }
+
+std::string markdown_marker(const std::string& text) {
+  std::string out;
+  for (char c : text) {
+    const bool plain = std::isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' || c == '-';
+    out += plain && !(c == '-' && out.ends_with('-')) ? c : '_';
+  }
+  return out.empty() || out.back() == '-' ? out + "_" : out;
+}
+
+namespace {
 
 class MarkdownFormat final : public Format {
  public:
@@ -60,19 +70,20 @@ class MarkdownFormat final : public Format {
   std::string extension() const override { return ".md"; }
   std::string summary() const override { return "tables for pull requests and READMEs"; }
   std::string write(const RunResult& run, const FormatOptions&) const override {
-    std::string out = "# " + escaped(headline(run)) + "\n\n";
-    if (const std::string machine = machine_line(run); !machine.empty()) out += escaped(machine) + "\n\n";
+    std::string out = "# " + markdown_escaped(headline(run)) + "\n\n";
+    if (const std::string machine = machine_line(run); !machine.empty())
+      out += markdown_escaped(machine) + "\n\n";
     std::vector<std::pair<std::string, ReportTable>> sections{{"Cases", case_table(run)},
                                                               {"Stages", stage_table(run)}};
     for (auto& section : analysis_tables(run)) sections.push_back(std::move(section));
     sections.emplace_back("Claims", claim_table(run));
     for (const auto& [title, table] : sections)
-      if (!table.rows.empty()) out += "## " + escaped(title) + "\n\n" + text_of(table) + "\n";
+      if (!table.rows.empty()) out += "## " + markdown_escaped(title) + "\n\n" + markdown_table(table) + "\n";
     const std::vector<std::string> notes = remarks(run);
     if (!notes.empty()) out += "## Remarks\n\n";
-    for (const std::string& note : notes) out += "- " + escaped(note) + "\n";
+    for (const std::string& note : notes) out += "- " + markdown_escaped(note) + "\n";
     if (!notes.empty()) out += "\n";
-    return out + escaped(tally(run)) + "\n";
+    return out + markdown_escaped(tally(run)) + "\n";
   }
 };
 ATTNBENCH_FORMAT(MarkdownFormat);

@@ -46,10 +46,16 @@ Mood mood_of(CaseStatus s) {
   return Mood::plain;
 }
 
+double largest_error(const CaseResult& c) {
+  double most = 0;
+  if (c.verification)
+    for (const auto& [key, e] : c.verification->relative_l2) most = std::isnan(e) || e > most ? e : most;
+  return most;
+}
+
 std::string error_text(const CaseResult& c) {
   if (!c.verification || c.verification->relative_l2.empty()) return "";
-  double most = 0;
-  for (const auto& [key, e] : c.verification->relative_l2) most = std::isnan(e) || e > most ? e : most;
+  const double most = largest_error(c);
   return std::isnan(most) ? "nan" : fmt::format("{:.1e}", most);
 }
 
@@ -63,7 +69,10 @@ void ReportTable::drop_empty_columns() {
   for (size_t c = columns.size(); c-- > 0;) {
     if (std::any_of(rows.begin(), rows.end(), [c](const Row& r) { return !r.cells[c].empty(); })) continue;
     columns.erase(columns.begin() + static_cast<std::ptrdiff_t>(c));
-    for (Row& r : rows) r.cells.erase(r.cells.begin() + static_cast<std::ptrdiff_t>(c));
+    for (Row& r : rows) {
+      r.cells.erase(r.cells.begin() + static_cast<std::ptrdiff_t>(c));
+      if (c < r.keys.size()) r.keys.erase(r.keys.begin() + static_cast<std::ptrdiff_t>(c));
+    }
   }
 }
 
@@ -90,7 +99,13 @@ ReportTable case_table(const RunResult& run) {
                        rates ? fmt::format("{:.0f}%", c.bound->percent_of_ceiling) : "",
                        rates ? c.bound->bound_by : "", c.memory ? bytes_text(c.memory->workspace_peak) : "",
                        c.prepare_s && *c.prepare_s > 0 ? seconds_text(*c.prepare_s) : "", error_text(c)},
-                      mood_of(c.status)});
+                      mood_of(c.status),
+                      {NAN, NAN, timed ? c.time->median_s : NAN, c.sustained ? c.sustained->sustained_s : NAN,
+                       c.ratio ? c.ratio->value : NAN, c.ratio ? c.ratio->ci_low : NAN,
+                       static_cast<double>(c.counted.flops()), rates ? c.bound->gflops : NAN,
+                       rates ? c.bound->gbytes_per_s : NAN, rates ? c.bound->percent_of_ceiling : NAN, NAN,
+                       c.memory ? static_cast<double>(c.memory->workspace_peak) : NAN,
+                       c.prepare_s ? *c.prepare_s : NAN, largest_error(c)}});
   }
   t.drop_empty_columns();
   return t;
@@ -106,7 +121,10 @@ ReportTable stage_table(const RunResult& run) {
     for (const StageTime& s : c.stages)
       t.rows.push_back({{c.spec.name, s.stage, seconds_text(s.median_s),
                          total > 0 ? fmt::format("{:.0f}%", 100 * s.median_s / total) : "",
-                         s.cost.flops() > 0 ? figure(static_cast<double>(s.cost.flops()) * 1e-9) : ""}});
+                         s.cost.flops() > 0 ? figure(static_cast<double>(s.cost.flops()) * 1e-9) : ""},
+                        Mood::plain,
+                        {NAN, NAN, s.median_s, total > 0 ? s.median_s / total : NAN,
+                         static_cast<double>(s.cost.flops())}});
   }
   return t;
 }
@@ -132,10 +150,11 @@ std::vector<std::pair<std::string, ReportTable>> analysis_tables(const RunResult
     t.columns = {{"case"}};
     for (const std::string& key : figures) t.columns.push_back({key, true});
     for (const auto& [c, a] : results) {
-      t.rows.push_back({{c->spec.name}});
+      t.rows.push_back({{c->spec.name}, Mood::plain, {NAN}});
       for (const std::string& key : figures) {
         const auto it = a->scalars.find(key);
         t.rows.back().cells.push_back(it == a->scalars.end() ? "" : figure(it->second));
+        t.rows.back().keys.push_back(it == a->scalars.end() ? NAN : it->second);
       }
     }
     t.drop_empty_columns();

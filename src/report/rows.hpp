@@ -19,6 +19,8 @@ struct ReportTable {
   struct Row {
     std::vector<std::string> cells;
     Mood mood = Mood::plain;
+    /// What pages sort a column by, by cell; empty, or NaN in it: by the text.
+    std::vector<double> keys = {};
   };
   std::vector<Column> columns;
   std::vector<Row> rows;
