@@ -38,9 +38,15 @@ std::vector<std::string> browser_command() {
   return {python, std::string(ATTNBENCH_SOURCE_DIR) + "/tests/report/browser.py", chromium};
 }
 
-void require_steps(const drive::TempFolder& folder, const Json& steps) {
+void require_steps(const drive::TempFolder& folder, Json steps) {
   std::vector<std::string> command = browser_command();
   if (command.empty()) return;
+  static int shots = 0;
+  if (const char* kept = std::getenv("ATTNBENCH_SHOTS"))
+    for (size_t i = steps.size(); i-- > 0;)
+      if (steps[i].contains("open"))
+        steps.insert(steps.begin() + static_cast<std::ptrdiff_t>(i) + 1,
+                     Json{{"shot", std::string(kept) + "/shot" + std::to_string(++shots) + ".png"}});
   const std::string file = folder / "steps.json";
   drive::write(file, steps.dump(-1, ' ', false, Json::error_handler_t::replace));
   command.push_back(file);

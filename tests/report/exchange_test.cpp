@@ -217,7 +217,9 @@ std::map<std::string, Family> parse_openmetrics(const std::string& text) {
       REQUIRE(line[++i] == ' ');
       const std::string number = line.substr(i + 1);
       REQUIRE(std::regex_match(number, std::regex("NaN|[+-]Inf|-?[0-9]+([.][0-9]+)?(e[+-]?[0-9]+)?")));
-      s.value = number == "NaN" ? NAN : number.ends_with("Inf") ? INFINITY : std::stod(number);
+      s.value = number == "NaN"           ? NAN
+                : number.ends_with("Inf") ? INFINITY
+                                          : std::strtod(number.c_str(), nullptr);
       f.samples.push_back(s);
     }
   }
