@@ -42,7 +42,7 @@ int dashboard(const Options& o, const GlobalOptions& global) {
 
 const bool registered = register_command(
     {.name = "dashboard",
-     .order = 47,
+     .order = 60,
      .add =
          [](CLI::App& sub, const GlobalOptions& global) {
            auto o = std::make_shared<Options>();

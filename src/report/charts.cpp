@@ -130,7 +130,8 @@ std::vector<std::pair<double, std::string>> ticks_of(const ChartAxis& axis, doub
       if (t.first >= low && t.first <= high) out.push_back(t);
     return out;
   }
-  for (double v : round_ticks(low, high, axis.log, count)) out.emplace_back(v, tick_text(v, axis.unit));
+  for (double v : round_ticks(low, high, axis.log, count, axis.unit))
+    out.emplace_back(v, tick_text(v, axis.unit));
   return out;
 }
 
@@ -167,6 +168,14 @@ std::vector<double> round_ticks(double low, double high, bool log, int count) {
   // Counted in steps, so that sums of steps do not drift; zero is plain.
   for (double k = std::ceil(low / step - 1e-9); k * step <= high + step * 1e-9 && out.size() < 64; ++k)
     out.push_back(k == 0 ? 0 : k * step);
+  return out;
+}
+
+std::vector<double> round_ticks(double low, double high, bool log, int count, AxisUnit unit) {
+  if (unit != AxisUnit::bytes || log || !(low < high)) return round_ticks(low, high, log, count);
+  const double step = std::exp2(std::ceil(std::log2((high - low) / std::max(count, 1))));
+  std::vector<double> out;
+  for (double k = std::ceil(low / step); k * step <= high && out.size() < 64; ++k) out.push_back(k * step);
   return out;
 }
 
@@ -244,7 +253,8 @@ std::string XyChart::svg() const {
   for (const auto& [v, text] : y_ticks) left = std::max(left, text_width(text) + 12);
   const bool labelled_rules = std::any_of(rules.begin(), rules.end(),
                                           [](const ChartRule& r) { return r.vertical && !r.label.empty(); });
-  const double top = 26 + (labelled_rules ? 16 : 0), right = width - 12, bottom = height - 42;
+  const double top = 26 + (labelled_rules ? 16 : 0), right = width - 12,
+               bottom = height - (x.title.empty() ? 26 : 42);
   const Scale sx{lx.low, lx.high, left, right, x.log}, sy{ly.low, ly.high, bottom, top, y.log};
 
   std::string out = open_svg(title, description, width, height, "chart");

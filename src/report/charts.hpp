@@ -114,6 +114,8 @@ std::string chart_legend(const XyChart& chart);
 
 /// Ticks of [low, high], about `count`; log: decades, with 2 and 5 between them where there are few.
 std::vector<double> round_ticks(double low, double high, bool log, int count);
+/// Round numbers of the unit that tick_text() shows: bytes step in powers of two.
+std::vector<double> round_ticks(double low, double high, bool log, int count, AxisUnit unit);
 std::string tick_text(double v, AxisUnit unit);
 
 }  // namespace attnbench

@@ -86,13 +86,21 @@ struct Series {
 
 std::string date(Time t) { return time_text(t).substr(0, 10); }
 std::string short_revision(const std::string& r) { return r.size() > 12 ? cut_to(r, 12) : r; }
-std::string percent(double ratio) { return fmt::format("{:+.1f}%", 100 * (ratio - 1)); }
+std::string percent(double ratio) {
+  const std::string s = fmt::format("{:+.1f}%", 100 * (ratio - 1));
+  return s == "+0.0%" || s == "-0.0%" ? "0.0%" : s;
+}
 
 Mood mood_of_verdict(const std::string& verdict) {
   return verdict == "slower"   ? Mood::bad
          : verdict == "faster" ? Mood::good
          : verdict == "unsure" ? Mood::warn
                                : Mood::plain;
+}
+
+int rank(Mood m) { return m == Mood::bad ? 0 : m == Mood::warn ? 1 : m == Mood::good ? 2 : 3; }
+const char* tile_class(Mood m) {
+  return m == Mood::bad ? "bad" : m == Mood::good ? "good" : m == Mood::warn ? "warn" : "";
 }
 
 /// What the newest run says: its verdict, or why it has no time.
@@ -400,11 +408,7 @@ class Builder {
     const HistoryPoint& newest = s.newest();
     const auto [word, mood] = state_of(newest);
     const auto tile = [](const std::string& value, const std::string& what, Mood m) {
-      return fmt::format("<div class=\"tile {}\"><b>{}</b><span>{}</span></div>",
-                         m == Mood::bad    ? "bad"
-                         : m == Mood::good ? "good"
-                         : m == Mood::warn ? "warn"
-                                           : "",
+      return fmt::format("<div class=\"tile {}\"><b>{}</b><span>{}</span></div>", tile_class(m),
                          html_escaped(value), html_escaped(what));
     };
     std::string out = "<div class=\"tiles\">" + tile(word, "verdict of the newest run", mood);
@@ -416,9 +420,8 @@ class Builder {
     out += "</div>\n";
 
     std::vector<std::string> figures;
-    const size_t shown = std::min(s.points.size(), kRecent);
     figures.push_back(html_figure(
-        s.points.size() > shown ? fmt::format("Time, last {} runs", shown) : "Time",
+        s.points.size() > kRecentNarrow ? "Time, newest runs" : "Time",
         two_widths(recent_chart(s, kRecent, 960, 330), recent_chart(s, kRecentNarrow, 480, 330)), "",
         "Whiskers: 95% interval of the run alone; the spread between runs is larger. Dashed: the level "
         "between changes. "
@@ -483,7 +486,7 @@ class Builder {
 
   // ---- tables of suite and overview
 
-  std::string cases_table(const std::vector<OverviewRow>& rows, bool with_suite, const std::string& caption) {
+  std::string cases_table(std::vector<OverviewRow> rows, bool with_suite, const std::string& caption) {
     ReportTable t;
     t.columns = {{"case"},      {"verdict"},       {"time", true},  {"of level", true},
                  {"last runs"}, {"GFLOP/s", true}, {"memory", true}};
@@ -491,11 +494,13 @@ class Builder {
     for (const char* more : {"branch", "machine", "date", "revision"}) t.columns.push_back({more});
     t.columns.push_back({"runs", true});
     HtmlTableOptions options{.caption = caption, .filter = true};
-    std::set<std::string> kinds;
+    // What needs a look comes first; the rest keeps its order.
+    std::stable_sort(rows.begin(), rows.end(), [](const OverviewRow& a, const OverviewRow& b) {
+      return rank(state_of(a.newest).second) < rank(state_of(b.newest).second);
+    });
     for (const OverviewRow& r : rows) {
       const auto [word, mood] = state_of(r.newest);
       const double rate = rate_value(r.newest);
-      kinds.insert(word);
       ReportTable::Row row{
           {r.case_name, word, std::isfinite(r.newest.median_s) ? seconds_text(r.newest.median_s) : "",
            std::isfinite(r.level_ratio) ? percent(r.level_ratio) : "", "",
@@ -559,25 +564,23 @@ class Builder {
   }
 
   static std::string verdict_tiles(const std::vector<OverviewRow>& rows) {
-    std::map<std::string, std::pair<size_t, Mood>> counts;
+    std::map<std::string, std::pair<size_t, Mood>> counts{{"slower", {0, Mood::plain}},
+                                                          {"same", {0, Mood::plain}}};
     for (const OverviewRow& r : rows) {
       const auto [word, mood] = state_of(r.newest);
       ++counts[word].first;
       counts[word].second = mood;
     }
+    std::vector<std::pair<std::string, std::pair<size_t, Mood>>> tiles(counts.begin(), counts.end());
+    // "slower" is first even where it is 0: it is what a reader came for.
+    std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) {
+      const auto place = [](const auto& t) { return t.first == "slower" ? -1 : rank(t.second.second); };
+      return place(a) < place(b);
+    });
     std::string out;
-    for (const char* first : {"slower", "faster", "same", "unsure", "new"})
-      counts.try_emplace(first, 0, Mood::plain);
-    for (const auto& [word, count] : counts) {
-      if (count.first == 0 && word != "slower" && word != "same") continue;
-      const Mood mood = count.first ? count.second : Mood::plain;
-      out += fmt::format("<div class=\"tile {}\"><b>{}</b><span>{}</span></div>",
-                         mood == Mood::bad    ? "bad"
-                         : mood == Mood::good ? "good"
-                         : mood == Mood::warn ? "warn"
-                                              : "",
+    for (const auto& [word, count] : tiles)
+      out += fmt::format("<div class=\"tile {}\"><b>{}</b><span>{}</span></div>", tile_class(count.second),
                          count.first, html_escaped(word));
-    }
     return "<div class=\"tiles\">" + out + "</div>\n";
   }
 

@@ -46,8 +46,9 @@ section{margin:0 0 30px}
 .tile span{color:var(--soft);font-size:.85rem}
 .tile.good b{color:var(--good)}.tile.bad b{color:var(--bad)}.tile.warn b{color:var(--warn)}
 .charts{columns:440px 2;column-gap:14px}.charts figure{break-inside:avoid;display:inline-block;width:100%;
-margin-bottom:14px}
-figure{margin:0;padding:12px 14px;min-width:0}figure.wide{column-span:all}
+margin-bottom:14px}.charts figure.wide{column-span:all;
+display:block}
+figure{margin:0;padding:12px 14px;min-width:0}
 figcaption{font-weight:600;margin-bottom:6px}
 figure p{margin:8px 0 0;color:var(--soft);font-size:.87rem}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 16px;margin:6px 0 0;padding:0;font-size:.87rem}
@@ -86,6 +87,9 @@ th button{all:unset;cursor:pointer;font-weight:600}th button:hover{text-decorati
 th button:focus-visible{outline:2px solid var(--accent);outline-offset:2px}
 th button::after{content:"";display:inline-block;width:1em;text-align:center;color:var(--soft)}
 th[aria-sort=ascending] button::after{content:"\25B4"}th[aria-sort=descending] button::after{content:"\25BE"}
+th.r button::before{content:"";display:inline-block;width:1em;text-align:center;color:var(--soft)}
+th.r button::after,th.r[aria-sort] button::after{content:none}
+th.r[aria-sort=ascending] button::before{content:"\25B4"}th.r[aria-sort=descending] button::before{content:"\25BE"}
 tr.m-warn td,tr.m-warn th{color:var(--warn)}tr.m-bad td,tr.m-bad th{color:var(--bad)}
 .badge{display:inline-block;padding:0 8px;border-radius:10px;font-size:.82rem;line-height:1.6;background:var(--grid);
 color:var(--ink);white-space:nowrap}

@@ -176,6 +176,8 @@ TEST_CASE("the dashboard in a browser") {
       "[...document.querySelectorAll('#series-1 figure:first-of-type svg.chart')].filter(s=>"
       "s.getBoundingClientRect().height>0).map(s=>s.querySelectorAll('.mark').length).join()";
   steps.push_back({{"eval", shown}, {"is", "90"}});
+  steps.push_back(
+      {{"eval", "document.querySelector('figure.wide').getBoundingClientRect().width>1000"}, {"is", true}});
   steps.push_back({{"click", ".crumbs a:nth-of-type(2)"}, {"loads", true}});
   steps.push_back({{"eval", "document.querySelector('h1').textContent"}, {"is", "A suite"}});
   steps.push_back({{"click", "#cases tbody tr th a"}, {"loads", true}});

@@ -75,7 +75,7 @@ TEST_CASE("overview, suites and cases are pages that link each other") {
   CHECK(markup::count(page, "class=\"change\"") >= 2);
   CHECK(markup::count(page, "class=\"moved\"") >= 2);
   CHECK_THAT(page, ContainsSubstring("Branch try on machine m1"));
-  CHECK_THAT(page, ContainsSubstring("Time, last 90 runs"));
+  CHECK_THAT(page, ContainsSubstring("Time of the last 90 runs"));
   CHECK_THAT(page, ContainsSubstring("Time, whole history"));
   CHECK_THAT(page, ContainsSubstring("GFLOP/s"));
   CHECK_THAT(page, ContainsSubstring("Peak memory"));

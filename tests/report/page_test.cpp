@@ -114,6 +114,7 @@ TEST_CASE("ticks are round numbers inside their range") {
         CHECK(ticks.size() <= 16);
         for (double t : ticks) CHECK((t >= low * 0.999999 && t <= low * factor * 1.000001));
       }
+  CHECK(round_ticks(4000, 8300, false, 4, AxisUnit::bytes) == std::vector<double>{4096, 6144, 8192});
   CHECK(tick_text(1e-4, AxisUnit::seconds) == "100 us");
   CHECK(tick_text(0, AxisUnit::seconds) == "0");
   CHECK(tick_text(2.5, AxisUnit::seconds) == "2.5 s");
