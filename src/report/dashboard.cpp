@@ -419,8 +419,8 @@ class Builder {
                 s.changes.size() == 1 ? "change of level" : "changes of level", Mood::plain);
     out += "</div>\n";
 
-    std::vector<std::string> figures;
-    figures.push_back(html_figure(
+    std::vector<std::string> wide_figures, figures;
+    wide_figures.push_back(html_figure(
         s.points.size() > kRecentNarrow ? "Time, newest runs" : "Time",
         two_widths(recent_chart(s, kRecent, 960, 330), recent_chart(s, kRecentNarrow, 480, 330)), "",
         "Whiskers: 95% interval of the run alone; the spread between runs is larger. Dashed: the level "
@@ -432,15 +432,16 @@ class Builder {
       XyChart a = history_chart(s, title, y, value, wide ? 960 : 480, wide ? 300 : 260);
       XyChart b = history_chart(s, title, y, value, 480, 260);
       if (marks) add_marks(a, s, 0), add_marks(b, s, 0);
-      figures.push_back(html_figure(title, wide ? two_widths(a, b) : a.svg(), "",
-                                    a.series[0].name.empty() ? "" : "Line: " + a.series[0].name + ".", wide));
+      (wide ? wide_figures : figures)
+          .push_back(html_figure(title, wide ? two_widths(a, b) : a.svg(), "",
+                                 a.series[0].name.empty() ? "" : "Line: " + a.series[0].name + ".", wide));
     };
     if (s.points.size() > kRecent)
       add("Time, whole history", {.title = "median time", .unit = AxisUnit::seconds}, time_value, true, true);
     add("Rate", {.title = "GFLOP/s"}, rate_value, false, false);
     add("Peak memory", {.title = "exact peak of the allocator", .unit = AxisUnit::bytes}, memory_value, false,
         false);
-    out += html_charts(figures);
+    out += html_charts(wide_figures) + html_charts(figures);
 
     if (!s.changes.empty()) {
       ReportTable t;

@@ -15,7 +15,7 @@ using nlohmann::json;
 
 namespace {
 
-const std::vector<std::string> kCommands{"run",       "list",       "describe", "verify", "analyze",
+const std::vector<std::string> kCommands{"report", "dashboard", "run",       "list",       "describe", "verify", "analyze",
                                          "apply",     "devices",    "roofline", "doctor", "schema",
                                          "validate",  "completion", "compare",  "check",  "history",
                                          "calibrate", "merge",      "prove",    "sample"};

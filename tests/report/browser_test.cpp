@@ -173,7 +173,7 @@ TEST_CASE("the dashboard in a browser") {
   steps.push_back({{"eval", "document.querySelector('.tile b').textContent"}, {"is", "slower"}});
   // Wide screens show 90 runs, phones 30.
   const char* shown =
-      "[...document.querySelectorAll('#series-1 figure:first-of-type svg.chart')].filter(s=>"
+      "[...document.querySelectorAll('#series-1 figure.wide:first-of-type svg.chart')].filter(s=>"
       "s.getBoundingClientRect().height>0).map(s=>s.querySelectorAll('.mark').length).join()";
   steps.push_back({{"eval", shown}, {"is", "90"}});
   steps.push_back(
