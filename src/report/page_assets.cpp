@@ -45,9 +45,8 @@ section{margin:0 0 30px}
 .tile{padding:10px 14px}.tile b{display:block;font-size:1.35rem;line-height:1.3;font-variant-numeric:tabular-nums}
 .tile span{color:var(--soft);font-size:.85rem}
 .tile.good b{color:var(--good)}.tile.bad b{color:var(--bad)}.tile.warn b{color:var(--warn)}
-.charts{columns:440px 2;column-gap:14px}.charts figure{break-inside:avoid;display:inline-block;width:100%;
-margin-bottom:14px}.charts figure.wide{column-span:all;
-display:block}
+.charts{columns:440px 2;column-gap:14px}.charts figure{break-inside:avoid;
+margin-bottom:14px}.charts figure.wide{column-span:all}
 figure{margin:0;padding:12px 14px;min-width:0}
 figcaption{font-weight:600;margin-bottom:6px}
 figure p{margin:8px 0 0;color:var(--soft);font-size:.87rem}
