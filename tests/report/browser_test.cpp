@@ -178,6 +178,11 @@ TEST_CASE("the dashboard in a browser") {
   steps.push_back({{"eval", shown}, {"is", "90"}});
   steps.push_back(
       {{"eval", "document.querySelector('figure.wide').getBoundingClientRect().width>1000"}, {"is", true}});
+  // Rate and memory stand side by side.
+  steps.push_back({{"eval",
+                    "new Set([...document.querySelectorAll('#series-1 figure:not(.wide)')].map(f=>Math.round("
+                    "f.getBoundingClientRect().top))).size"},
+                   {"is", 1}});
   steps.push_back({{"click", ".crumbs a:nth-of-type(2)"}, {"loads", true}});
   steps.push_back({{"eval", "document.querySelector('h1').textContent"}, {"is", "A suite"}});
   steps.push_back({{"click", "#cases tbody tr th a"}, {"loads", true}});
