@@ -5,19 +5,11 @@
 #include <functional>
 #include <memory>
 
-#include "kernels/core/cuda_loader.hpp"
 #include "kernels/elementwise/cast.hpp"
+#include "tests/cuda_device.hpp"
 #include "tests/op_testing.hpp"
 
 namespace attnbench::testing {
-
-/// The device, or null with the reason on stdout, in the words by which CTest knows a skipped test.
-inline Backend* open_device() {
-  std::string why;
-  Backend* backend = cuda_backend(why);
-  if (!backend) std::printf("GPU tests skipped: %s\n", why.c_str());
-  return backend;
-}
 
 /// A tensor on the host and its copy on the device. Views are made on both; what surrounds a view is kept, so
 /// that comparisons see writes outside of it.

@@ -2,7 +2,8 @@
 // the backend's stream: no device memory is read on the host, so a call can be captured into a graph.
 //
 // Lists, lengths, orders and page tables stay on the device, where checking them would cost a round trip:
-// entries that name no block, key, token or page are skipped, never followed.
+// entries that name no block, key, token or page are never followed. They are skipped, but by the sm_90
+// kernels in lists of full blocks, whose steps have no mask to skip them by.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>

@@ -17,6 +17,7 @@ struct RowLimits {
   int low = 0, high = 0, row_low = 0, row_high = 0, sink_high = 0;
   int place[3] = {}, length[3] = {};
 };
+template <bool Neighbourhoods = true>
 __device__ inline RowLimits row_limits(const Params& p, int64_t b, int head, int64_t slot) {
   RowLimits x;
   const int i = slot < 0 ? -1 : query_token(p, slot);
@@ -40,7 +41,7 @@ __device__ inline RowLimits row_limits(const Params& p, int64_t b, int head, int
   int rest = i, inner = 1;
 #pragma unroll
   for (int a = 2; a >= 0; --a)
-    if (a < rule.rank) {
+    if (Neighbourhoods && a < rule.rank) {
       const int at = rest % rule.grid[a];
       const AxisRun run = axis_run(rule, a, at);
       x.place[a] = run.low, x.length[a] = run.length;

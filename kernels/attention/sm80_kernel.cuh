@@ -19,13 +19,11 @@
 #include <algorithm>
 
 #include "kernels/attention/mma.cuh"
+#include "kernels/attention/rows.cuh"
 #include "kernels/attention/sm80.cuh"
 
 namespace attnbench::cuda_attention {
 namespace {
-
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr float kLn2 = 0.6931471805599453f, kLog2e = 1.4426950408889634f;
 
 /// Byte offset of a chunk in a tile of rows.
 template <int Chunks>
@@ -194,47 +192,18 @@ __device__ __forceinline__ void describe_keys(const Params& p, const Work& w, co
 /// What row r of the tile may see.
 template <bool Full, int Rows>
 __device__ void describe_row(const Params& p, const Work& w, RowInfo<Rows>& info, int r, int head, int slot) {
-  if constexpr (Full) info.slot[r] = slot;
-  const int i = slot < 0 ? -1 : query_token(p, slot);
-  info.token[r] = i;
-  int64_t low = 0, high = w.keys, row_low = 0, row_high = w.keys, sink = 0;
-  if (i >= 0) {
-    if (p.row_begin.data) {
-      row_low = max(row_low, static_cast<int64_t>(p.row_begin.at(w.b, head, i)));
-      row_high = min(row_high, static_cast<int64_t>(p.row_end.at(w.b, head, i)));
-    }
-    const DeviceRule& rule = p.rule;
-    const int64_t centre = i + rule_offset(p, w.b);
-    if (rule.causal) high = min(high, centre + 1);
-    if (rule.band && rule.left >= 0) low = max(low, centre - rule.left);
-    if (rule.band && rule.right >= 0) high = min(high, centre + rule.right + 1);
-    if (rule.band && rule.sinks > 0) {
-      sink = min(rule.sinks, row_high);
-      if (rule.causal) sink = max(int64_t{0}, min(sink, centre + 1));
-    }
-    if (Full && rule.rank > 0) {
-      int rest = i, inner = 1;
-      for (int a = rule.rank - 1; a >= 0; --a) {
-        const int x = rest % rule.grid[a];
-        const AxisRun run = axis_run(rule, a, x);
-        info.place[a][r] = run.low, info.length[a][r] = run.length;
-        if (a == 0) {
-          int first, end;
-          axis_hull(rule, 0, x, first, end);
-          low = max(low, static_cast<int64_t>(first) * inner),
-          high = min(high, static_cast<int64_t>(end) * inner);
-        }
-        rest /= rule.grid[a], inner *= rule.grid[a];
-      }
-    }
-    if (Full && rule.segment_q) info.segment[r] = static_cast<int>(segment_of_query(p, w.b, i));
-    low = max(low, row_low), high = min(high, row_high);
+  const RowLimits x = row_limits<Full>(p, w.b, head, slot);
+  info.token[r] = x.token;
+  info.low[r] = x.low, info.high[r] = x.high;
+  info.row_low[r] = x.row_low, info.row_high[r] = x.row_high, info.sink_high[r] = x.sink_high;
+  if constexpr (Full) {
+    info.slot[r] = slot;
+    if (x.token < 0) return;
+#pragma unroll
+    for (int a = 0; a < 3; ++a)
+      if (a < p.rule.rank) info.place[a][r] = x.place[a], info.length[a][r] = x.length[a];
+    if (p.rule.segment_q) info.segment[r] = static_cast<int>(segment_of_query(p, w.b, x.token));
   }
-  if (low >= high) low = high = 0;
-  if (row_low >= row_high) row_low = row_high = sink = 0;
-  info.low[r] = static_cast<int>(low), info.high[r] = static_cast<int>(high);
-  info.row_low[r] = static_cast<int>(row_low), info.row_high[r] = static_cast<int>(row_high);
-  info.sink_high[r] = static_cast<int>(max(sink, row_low));
 }
 
 /// Maximum and minimum over a warp, then over the block by one atomic a warp.
@@ -245,34 +214,6 @@ __device__ __forceinline__ void reduce_min(int* to, int x) {
 __device__ __forceinline__ void reduce_max(int* to, int x) {
   for (int i = 16; i > 0; i /= 2) x = max(x, __shfl_xor_sync(kAllLanes, x, i));
   if (threadIdx.x % 32 == 0) atomicMax(to, x);
-}
-
-/// The last step of a row: its weight 1 / sum, and the statistics. top is the maximum in log2 units, logs the
-/// sum of p log2 p relative to it.
-__device__ __forceinline__ float finish_row(const Params& p, int64_t b, int head, int token, float top,
-                                            float sum, float logs, bool write) {
-  // A row that attends to nothing, or to scores of -inf alone: a sink changes nothing about that.
-  const bool empty = top == -INFINITY && sum == 0.0f;
-  const float row_max = isnan(sum) && top != INFINITY ? sum : top * kLn2;
-  float share = 1.0f;
-  if (p.sink && !empty) {
-    const float sink = p.sink[head * p.sink_step] * kLog2e;
-    const float high = fmaxf(top, sink);
-    share = exp2_fast(top - high);
-    const float extra = exp2_fast(sink - high);
-    logs =
-        share * (logs + (share > 0 ? (top - high) * sum : 0.0f)) + (extra > 0 ? extra * (sink - high) : 0.0f);
-    sum = sum * share + extra;
-    top = high;
-  }
-  if (write) {
-    const float lse = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
-    p.lse.put(b, head, token, lse);
-    p.row_sums.put(b, head, token, lse);
-    p.row_max.put(b, head, token, empty ? -INFINITY : row_max);
-    p.row_entropy.put(b, head, token, empty ? 0.0f : (log2f(sum) - logs / sum) * kLn2);
-  }
-  return empty ? 0.0f : share / sum;
 }
 
 /// Whether 16 bytes of values hold one that is not finite.

@@ -74,7 +74,6 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   if (a.split_keys > 1) return no("the keys are to be split");
   if (!rows_of_16_bytes(a.o) || !map_encoder()) return no("rows of o are not aligned to 16 bytes");
 
-  plan.lists = p.has_lists;
   if (p.has_lists && p.block_k % 64 != 0) return no("key blocks are not multiples of 64");
   if (p.has_lists && p.block_q % 64 != 0) return no("query blocks are not multiples of 64");
   const bool small = p.has_lists && p.block_q % 128 != 0;
@@ -88,7 +87,6 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   if (!forced && static_cast<double>(units * tiles) < kFilled * backend.sm_count())
     return no("too few tiles to fill the card");
   plan.tiles = static_cast<int>(tiles), plan.total = static_cast<int>(units * tiles);
-  plan.heads = static_cast<int>(p.heads);
 
   const DeviceRule& rule = p.rule;
   const bool limits = p.row_begin.data || p.key_length || p.key_valid;
@@ -113,7 +111,7 @@ std::string describe_hopper(const Params& p, const HopperPlan& plan) {
 
 void launch_hopper(Context& ctx, const Params& p, HopperPlan& plan, DType dtype) {
   const auto launch = dtype == DType::bf16 ? launch_hopper_bf16 : launch_hopper_f16;
-  if (!plan.ranges && !plan.lists) return launch(ctx, p, plan);
+  if (!plan.ranges && !p.has_lists) return launch(ctx, p, plan);
   // The ticket of the next tile, then the rows to run again: their number and room for all of them.
   Params with = p;
   with.repair_groups = plan.tiles * 4 * plan.groups;

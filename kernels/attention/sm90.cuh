@@ -8,13 +8,11 @@ namespace attnbench::cuda_attention {
 
 /// Work of one launch: units (batch times head) times tiles of query rows, taken by persistent blocks.
 struct HopperPlan {
-  CUtensorMap q, k, v;  ///< [D, rows, H, B] in boxes of 64 x 64 (128-byte rows, swizzled)
-  int groups = 2;       ///< consumer warpgroups of 64 rows
-  int tiles = 0;        ///< a unit
-  int total = 0;        ///< units * tiles
-  int section = 1;      ///< units whose keys share the L2 cache
-  int heads = 1;
-  bool lists = false;
+  CUtensorMap q, k, v;     ///< [D, rows, H, B] in boxes of 64 x 64 (128-byte rows, swizzled)
+  int groups = 2;          ///< consumer warpgroups of 64 rows
+  int tiles = 0;           ///< a unit
+  int total = 0;           ///< units * tiles
+  int section = 1;         ///< units whose keys share the L2 cache
   bool mask_full = false;  ///< full blocks too need words: ranges, padding or a ragged end of the keys
   bool general = false;    ///< the rule is more than ranges of keys: no tile without lists is whole
   bool ranges = false;     ///< rows differ in what they see, or the keys end inside a tile

@@ -148,7 +148,8 @@ __device__ __forceinline__ Half half_of(const Params& p, const Walk& w, ListRead
   const int entry = at / pieces, piece = at - entry * pieces;
   const int block = kind == kFull ? full.block(p.full, w.full_begin, entry)
                                   : partial.block(p.partial, w.partial_begin, entry);
-  // Entries that name no block are not followed: keys behind the end read as zeros.
+  // Entries that name no block are not followed. In a masked step they count for nothing; in a whole one
+  // there is no mask to hide them: lists must not have any.
   if (block < 0 || block >= p.blocks_k) return {0, kAbsent};
   return {block * p.block_k + piece * kHalf, kind};
 }
@@ -165,7 +166,8 @@ __device__ Walk find_walk(const Params& p, const HopperPlan& plan, int number) {
   const int units = min(plan.section, plan.total / plan.tiles - section * plan.section);
   const int inside = number - section * per_section;
   const int tile = plan.tiles - 1 - inside / units, unit = section * plan.section + inside % units;
-  w.b = unit / plan.heads, w.h = unit % plan.heads, w.row0 = tile * C::kRows;
+  const int heads = static_cast<int>(p.heads);
+  w.b = unit / heads, w.h = unit % heads, w.row0 = tile * C::kRows;
 
   if (p.has_lists) {
     const int r = w.row0 / p.block_q, pieces = p.block_k / kHalf;
@@ -664,8 +666,8 @@ struct Consumer {
 #pragma unroll
       for (int i = 0; i < Dim / 2; ++i) zero = fmaf(o[i], 0.0f, zero);
       if (__any_sync(kAllLanes, !(zero == 0)) && lane == 0)
-        p.repairs[1 + atomicAdd(p.repairs, 1)] =
-            (w.b * plan.heads + w.h) * p.repair_groups + (w.row0 + group * 64 + warp * 16) / 16;
+        p.repairs[1 + atomicAdd(p.repairs, 1)] = (w.b * static_cast<int>(p.heads) + w.h) * p.repair_groups +
+                                                 (w.row0 + group * 64 + warp * 16) / 16;
     }
     // All four warps are done with Q; then each writes and reads its own 16 rows.
     hopper::named_sync(kGroupBarrier + group, 128);
@@ -703,6 +705,9 @@ struct Consumer {
   }
 
   __device__ __forceinline__ bool wait_tile() {
+    // Its rows are loaded after the decision, so this adds no waiting; it makes the decision's words this
+    // warp's.
+    hopper::barrier_wait(shared_address(&shared.walk_full[tile.index]), tile.phase);
     hopper::barrier_wait(shared_address(&shared.q_full[rows.index]), rows.phase);
     return !shared.walk[tile.index].stop;
   }

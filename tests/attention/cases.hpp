@@ -108,9 +108,7 @@ inline void add_masses(Case& c, Context& ctx, bool key, bool block) {
         floats(ctx, {a.q.dim(0), a.q.dim(1), (a.q.dim(2) + bq - 1) / bq, (m + bk - 1) / bk});
 }
 /// Random lists: every block of each row in none, the full or the partial list.
-inline void random_lists(Case& c, Context& ctx, Random& r, const Sizes& s) {
-  BlockMask& m = c.mask;
-  m.block_q = r.chance(0.5) ? 64 : r.integer(1, 70), m.block_k = r.chance(0.5) ? 64 : r.integer(1, 70);
+inline void random_lists(BlockMask& m, Context& ctx, Random& r, const Sizes& s) {
   const int64_t gb = r.chance(0.5) ? 1 : s.b, gh = r.chance(0.4) ? 1 : r.chance(0.5) ? s.hkv : s.h;
   const int64_t rows = (s.n + m.block_q - 1) / m.block_q, columns = (s.m + m.block_k - 1) / m.block_k;
   std::vector<int32_t> begin[2], count[2], index[2];
@@ -230,7 +228,11 @@ inline void random_case(Case& c, Context& ctx, uint64_t seed) {
   if (masked) {
     a.mask = &c.mask;
     random_rule(c, ctx, r, s, text);
-    if (kind >= 4 && kind <= 6) random_lists(c, ctx, r, s), text += " lists";
+    if (kind >= 4 && kind <= 6) {
+      c.mask.block_q = r.chance(0.5) ? 64 : r.integer(1, 70),
+      c.mask.block_k = r.chance(0.5) ? 64 : r.integer(1, 70);
+      random_lists(c.mask, ctx, r, s), text += " lists";
+    }
     if (kind == 7) random_gather(c, ctx, r, s), text += " gather";
     if (kind < 4 && r.chance(0.5)) c.mask.block_q = r.integer(1, 70), c.mask.block_k = r.integer(1, 70);
     if (r.chance(0.2)) c.mask.q_order = random_order(ctx, r, s.n), text += " q_order";

@@ -8,21 +8,14 @@
 
 #include "kernels/attention/attention.hpp"
 #include "kernels/core/backend.hpp"
-#include "kernels/core/cuda_loader.hpp"
 #include "tests/attention/cases.hpp"
 #include "tests/catch.hpp"
+#include "tests/cuda_device.hpp"
 
 using namespace attnbench;
 using namespace attnbench::attention_test;
 
 namespace {
-
-Backend* device() {
-  std::string why;
-  Backend* backend = cuda_backend(why);
-  if (!backend) std::printf("GPU tests skipped: %s\n", why.c_str());
-  return backend;
-}
 
 /// Makes the backend take one kernel for every call (kernels/attention/cuda.cu).
 struct ForceKernel {
@@ -155,7 +148,7 @@ int64_t seeds() {
 }  // namespace
 
 TEST_CASE("random mixtures of every feature agree with double precision on the device") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   const char* only = std::getenv("ATTNBENCH_SEED");
@@ -169,7 +162,7 @@ TEST_CASE("random mixtures of every feature agree with double precision on the d
 }
 
 TEST_CASE("shapes around the tiles, head sizes around the pads, every dtype") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   Random r(7);
@@ -195,7 +188,7 @@ TEST_CASE("shapes around the tiles, head sizes around the pads, every dtype") {
 }
 
 TEST_CASE("built lists of causal, band and neighbourhood rules in 64 and 128 token blocks on the device") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   Random r(11);
@@ -220,7 +213,7 @@ TEST_CASE("built lists of causal, band and neighbourhood rules in 64 and 128 tok
 }
 
 TEST_CASE("long rows: f32 stays within 1e-5 of double, in dense, causal and split form") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   Random r(13);
@@ -246,7 +239,7 @@ TEST_CASE("long rows: f32 stays within 1e-5 of double, in dense, causal and spli
 }
 
 TEST_CASE("the fast kernels take what they are meant to take") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   Random r(23);
@@ -267,7 +260,7 @@ TEST_CASE("the fast kernels take what they are meant to take") {
 }
 
 TEST_CASE("a thousand rows: the fast kernels, the device's oracle and the CPU agree") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 2), gpu(*backend);
   Random r(29);
@@ -325,7 +318,7 @@ TEST_CASE("a thousand rows: the fast kernels, the device's oracle and the CPU ag
 }
 
 TEST_CASE("a call is captured into a graph and replays") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   Random r(17);
@@ -361,7 +354,7 @@ TEST_CASE("a call is captured into a graph and replays") {
 }
 
 TEST_CASE("the accounting pass counts device lists like host lists, and normal calls do not read them") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   for (uint64_t seed = 0; seed < 40; ++seed) {
@@ -379,7 +372,7 @@ TEST_CASE("the accounting pass counts device lists like host lists, and normal c
 }
 
 TEST_CASE("more than 2^31 elements are addressed with 64-bit offsets", "[.big]") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   // q and o of [1, 65, 2^19, 64] bf16: 4.06 GiB each, 2.18e9 elements; k and v are short. Values of a few
   // rows, the last ones included, are checked against double precision.

@@ -7,21 +7,14 @@
 
 #include "kernels/attention/attention.hpp"
 #include "kernels/core/backend.hpp"
-#include "kernels/core/cuda_loader.hpp"
 #include "tests/attention/cases.hpp"
 #include "tests/catch.hpp"
+#include "tests/cuda_device.hpp"
 
 using namespace attnbench;
 using namespace attnbench::attention_test;
 
 namespace {
-
-Backend* device() {
-  std::string why;
-  Backend* backend = cuda_backend(why);
-  if (!backend) std::printf("GPU tests skipped: %s\n", why.c_str());
-  return backend;
-}
 
 Tensor to_device(Context& gpu, const Tensor& t) {
   if (!t) return {};
@@ -58,30 +51,6 @@ struct HopperCase {
   std::string text;
 };
 
-void random_block_lists(BlockMask& m, Context& ctx, Random& r, const Sizes& s) {
-  const int64_t gb = r.chance(0.5) ? 1 : s.b, gh = r.chance(0.4) ? 1 : r.chance(0.5) ? s.hkv : s.h;
-  const int64_t rows = (s.n + m.block_q - 1) / m.block_q, columns = (s.m + m.block_k - 1) / m.block_k;
-  std::vector<int32_t> begin[2], count[2], index[2];
-  const double density = r.uniform();
-  for (int64_t i = 0; i < gb * gh * rows; ++i) {
-    std::vector<int32_t> entries[2];
-    for (int64_t b = 0; b < columns; ++b)
-      if (r.chance(density)) entries[r.integer(0, 1)].push_back(static_cast<int32_t>(b));
-    for (int l = 0; l < 2; ++l) {
-      std::shuffle(entries[l].begin(), entries[l].end(), r.engine);
-      begin[l].push_back(static_cast<int32_t>(index[l].size()));
-      count[l].push_back(static_cast<int32_t>(entries[l].size()));
-      index[l].insert(index[l].end(), entries[l].begin(), entries[l].end());
-    }
-  }
-  BlockList* lists[2] = {&m.full, &m.partial};
-  const int only = r.chance(0.2) ? static_cast<int>(r.integer(0, 1)) : -1;
-  for (int l = 0; l < 2; ++l)
-    if (only < 0 || only == l)
-      *lists[l] = {ints(ctx, {gb, gh, rows}, begin[l]), ints(ctx, {gb, gh, rows}, count[l]),
-                   ints(ctx, {static_cast<int64_t>(index[l].size())}, index[l])};
-}
-
 HopperCase hopper_case(Context& host, uint64_t seed) {
   Random r(seed);
   HopperCase c;
@@ -116,7 +85,7 @@ HopperCase hopper_case(Context& host, uint64_t seed) {
   if (kind >= 6) {
     const int64_t blocks[] = {64, 64, 128, 192, 256};
     c.mask.block_q = blocks[r.integer(0, 4)], c.mask.block_k = blocks[r.integer(0, 4)];
-    random_block_lists(c.mask, host, r, s);
+    random_lists(c.mask, host, r, s);
     c.text += " lists " + std::to_string(c.mask.block_q) + "x" + std::to_string(c.mask.block_k);
   }
   if (c.masked && r.chance(0.15)) {
@@ -242,7 +211,7 @@ int64_t seeds() {
 }  // namespace
 
 TEST_CASE("mixtures of what the Hopper kernels take agree with the device oracle") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Context host(cpu_backend(), 1), gpu(*backend);
   int64_t taken = 0, first = 0, last = seeds();
@@ -266,80 +235,4 @@ TEST_CASE("mixtures of what the Hopper kernels take agree with the device oracle
   std::printf("Hopper kernels took %lld of %lld mixtures; last refusal: %s\n", static_cast<long long>(taken),
               static_cast<long long>(last - first), why.c_str());
   if (why.find("not a Hopper") == std::string::npos) CHECK(taken * 2 > last - first);
-}
-
-TEST_CASE("time of the Hopper kernels, hidden", "[.bench]") {
-  Backend* backend = device();
-  if (!backend) return;
-  Context host(cpu_backend(), 1), gpu(*backend);
-  struct Shape4 {
-    int64_t h, n, d;
-    int kind;
-  };
-  const Shape4 shapes[] = {{16, 4096, 128, 0}, {16, 4096, 128, 1},  {16, 16384, 128, 0}, {16, 16384, 128, 1},
-                           {32, 4096, 64, 0},  {32, 4096, 64, 1},   {32, 16384, 64, 0},  {32, 16384, 64, 1},
-                           {8, 16384, 256, 0}, {16, 32768, 128, 2}, {16, 32768, 128, 3}, {7, 109632, 128, 4}};
-  // The largest shape's memory, filled once: 16-bit values at random everywhere.
-  int64_t most = 0;
-  for (const Shape4& x : shapes) most = std::max(most, (x.kind >= 2 ? 1 : 16384 / x.n) * x.h * x.n * x.d);
-  Random r(1);
-  Tensor some = host.allocate(DType::bf16, {1 << 22}), memory[4];
-  for (int64_t i = 0; i < some.numel(); ++i) set(some, i, r.normal());
-  for (Tensor& y : memory) {
-    y = gpu.allocate(DType::bf16, {most});
-    for (int64_t at = 0; at < most; at += some.numel())
-      backend->copy_bytes(y.data<bf16>() + at, DeviceKind::cuda, some.raw(), DeviceKind::cpu,
-                          static_cast<size_t>(std::min(some.numel(), most - at)) * 2);
-  }
-  for (const Shape4& x : shapes) {
-    const int64_t b = x.kind >= 2 ? 1 : 16384 / x.n;
-    const Shape shape{b, x.h, x.n, x.d}, strides{x.h * x.n * x.d, x.n * x.d, x.d, 1};
-    Tensor t[4];
-    for (int i = 0; i < 4; ++i) t[i] = memory[i].strided(shape, strides, 0);
-    AttentionArgs a;
-    a.q = t[0], a.k = t[1], a.v = t[2], a.o = t[3], a.scale = 1 / std::sqrt(static_cast<float>(x.d));
-    BlockMask mask;
-    double pairs = static_cast<double>(x.n) * static_cast<double>(x.n);
-    const char* what = "dense";
-    if (x.kind == 1) mask.rule.causal = true, pairs = pairs / 2, a.mask = &mask, what = "causal";
-    if (x.kind == 2) {
-      what = "window 4096";
-      mask.rule.causal = mask.rule.band = true, mask.rule.left = 4095, a.mask = &mask;
-      pairs = 4096.0 * static_cast<double>(x.n) - 4096.0 * 4095 / 2;
-    }
-    if (x.kind == 3 || x.kind == 4) {
-      const int64_t block = x.kind == 3 ? 128 : 64, rows = x.n / block;
-      std::vector<int32_t> begin, count, index;
-      for (int64_t i = 0; i < rows; ++i) {
-        begin.push_back(static_cast<int32_t>(index.size()));
-        const int64_t take = x.kind == 3 ? std::max<int64_t>(1, (i + 1) / 10) : 64;
-        for (int64_t j = 0; j < take; ++j)
-          index.push_back(static_cast<int32_t>(x.kind == 3 ? r.integer(0, i) : r.integer(0, rows - 1)));
-        count.push_back(static_cast<int32_t>(take));
-      }
-      pairs = static_cast<double>(index.size()) * static_cast<double>(block * block);
-      mask.block_q = mask.block_k = block;
-      mask.full = {to_device(gpu, ints(host, {1, 1, rows}, begin)),
-                   to_device(gpu, ints(host, {1, 1, rows}, count)),
-                   to_device(gpu, ints(host, {static_cast<int64_t>(index.size())}, index))};
-      a.mask = &mask, what = x.kind == 3 ? "random 128 90%" : "64-token top 64";
-    }
-    setenv("ATTNBENCH_CUDA_ATTENTION", "sm90", 1);
-    attention(gpu, a);
-    backend->synchronize();
-    // Replayed, so that the host's part of a call is not timed.
-    const auto graph = backend->capture([&] { attention(gpu, a); });
-    const auto timer = backend->make_timer();
-    double best = 1e9;
-    for (int i = 0; i < 12; ++i) {
-      timer->start();
-      graph->replay(1);
-      timer->stop();
-      best = std::min(best, timer->seconds());
-    }
-    unsetenv("ATTNBENCH_CUDA_ATTENTION");
-    std::printf("%-16s B%-2d H%-2d N%-6d D%-3d %8.3f ms %6.1f TFLOP/s\n", what, static_cast<int>(b),
-                static_cast<int>(x.h), static_cast<int>(x.n), static_cast<int>(x.d), best * 1e3,
-                4e-12 * pairs * static_cast<double>(b * x.h * x.d) / best);
-  }
 }

@@ -5,24 +5,17 @@
 #include <cstring>
 
 #include "inputs/inputs.hpp"
-#include "kernels/core/cuda_loader.hpp"
 #include "measure/executor.hpp"
 #include "measure/roofline.hpp"
 #include "measure/runner.hpp"
 #include "measure/verify.hpp"
 #include "tests/catch.hpp"
+#include "tests/cuda_device.hpp"
 #include "tests/measure/mocks.hpp"
 
 using namespace attnbench;
 
 namespace {
-
-Backend* device() {
-  std::string why;
-  Backend* backend = cuda_backend(why);
-  if (!backend) std::printf("GPU tests skipped: %s\n", why.c_str());
-  return backend;
-}
 
 Case case_of(const char* method, DType dtype = DType::f32) {
   Case c;
@@ -37,7 +30,7 @@ Case case_of(const char* method, DType dtype = DType::f32) {
 }  // namespace
 
 TEST_CASE("every method passes verification on the GPU, at all its variations and in every type") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   for (const Method* m : all_methods())
     for (const DType dtype : m->info().dtypes) {
@@ -55,7 +48,7 @@ TEST_CASE("every method passes verification on the GPU, at all its variations an
 }
 
 TEST_CASE("a graph of a run on the GPU does what the run did, for every method that says so") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   for (const Method* m : all_methods()) {
     INFO(m->info().id);
@@ -88,7 +81,7 @@ TEST_CASE("a graph of a run on the GPU does what the run did, for every method t
 }
 
 TEST_CASE("a suite on the GPU: graphs, cold caches, long loops, memory, ceilings; too large is skipped") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   Suite s;
   s.name = "device";
@@ -136,7 +129,7 @@ TEST_CASE("a suite on the GPU: graphs, cold caches, long loops, memory, ceilings
 }
 
 TEST_CASE("memory that runs out within a case gives it back, and the next one runs") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   const int64_t before = backend->memory_info().free;
   {
@@ -165,7 +158,7 @@ TEST_CASE("memory that runs out within a case gives it back, and the next one ru
 }
 
 TEST_CASE("the card's ceilings are those of a card, and its sensors answer") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   const auto probe = device_peak_probe(*backend);
   const int64_t large = probe->memory_copy_bytes();
@@ -190,7 +183,7 @@ TEST_CASE("the card's ceilings are those of a card, and its sensors answer") {
 }
 
 TEST_CASE("cold samples are slower than hot ones where the data fits the cache") {
-  Backend* backend = device();
+  Backend* backend = testing::open_device();
   if (!backend) return;
   SteadyClock clock;
   // 8 MiB of norm: in cache after the first run.
