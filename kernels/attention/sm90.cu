@@ -92,7 +92,8 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   const bool limits = p.row_begin.data || p.key_length || p.key_valid;
   plan.general = rule.rank > 0 || rule.segment_q || rule.bitmap || p.key_valid;
   plan.ranges = plan.general || limits || rule.causal || rule.band || p.m % keys != 0;
-  plan.mask_full = limits || p.m % 64 != 0;
+  // A last block that reaches behind the keys has halves that are there in part, or not at all.
+  plan.mask_full = limits || p.m % p.block_k != 0;
   plan.to_log2 = p.scale * kLog2e;
   const int64_t key_bytes = std::max<int64_t>(1, p.m * (p.d + p.e) * 2);
   // Tiles of equal work follow each other within a head; uneven ones are taken heaviest first over a section.

@@ -566,7 +566,7 @@ struct Consumer {
     hopper::barrier_wait(shared_address(&shared.words_full[words.index]), words.phase);
     const int r = group * 64 + warp * 16 + lane / 4;
     hide(s, shared.words[words.index][r], shared.words[words.index][r + 8]);
-    release(shared.words_empty[words.index]);
+    hopper::barrier_arrive(shared_address(&shared.words_empty[words.index]));  // every lane has read
     words.next();
   }
   __device__ __forceinline__ void take_turn() {
@@ -782,7 +782,7 @@ __global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<
       hopper::barrier_init(shared_address(&shared.k_empty[i]), 4 * Groups);
       hopper::barrier_init(shared_address(&shared.v_empty[i]), 4 * Groups);
       hopper::barrier_init(shared_address(&shared.words_full[i]), kMaskThreads);
-      hopper::barrier_init(shared_address(&shared.words_empty[i]), 4 * Groups);
+      hopper::barrier_init(shared_address(&shared.words_empty[i]), 128 * Groups);
     }
     hopper::fence_barrier_init();
   }

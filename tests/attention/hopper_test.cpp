@@ -205,7 +205,7 @@ std::string check_case(Context& host, Context& gpu, const HopperCase& c, uint64_
 
 int64_t seeds() {
   const char* text = std::getenv("ATTNBENCH_SEEDS");
-  return text ? std::atoll(text) : 150;
+  return text ? std::atoll(text) : 400;
 }
 
 }  // namespace
