@@ -35,7 +35,8 @@
   X(spectral_mask, SpectralMaskArgs)        /* kernels/fft/fft.hpp */              \
   X(spectral_loss, SpectralLossArgs)        /* kernels/spectral_loss/spectral_loss.hpp */ \
   X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
-  X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */
+  X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */ \
+  X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */
 // clang-format on
 
 namespace attnbench {
