@@ -1,6 +1,7 @@
 // Fills a method's inputs and weights: seeded generators, .safetensors and .npy files.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,9 @@ struct TensorFile {
 /// lie outside or disagree with shape and dtype, duplicate names, bad JSON, unsupported dtype, more than 100
 /// MB of header.
 TensorFile read_safetensors(Context& host, const std::string& path);
+/// The shapes of a file's tensors, from its header alone and as strictly checked. For methods whose extents
+/// are those of what they are given (lists of ids of any length): they know them before they allocate.
+std::map<std::string, Shape> safetensors_shapes(const std::string& path);
 /// Writes atomically (temporary file, fsync, rename); throws Error with errno's text when the disk is full.
 void write_safetensors(const std::string& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata = {});

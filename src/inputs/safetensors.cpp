@@ -128,10 +128,14 @@ Entry read_entry(const std::string& name, const json& j, uint64_t data_bytes, co
   return e;
 }
 
-}  // namespace
+/// Everything before the data: entries by place in the file, checked against its size.
+struct Header {
+  std::vector<Entry> entries;
+  std::map<std::string, std::string> metadata;
+  uint64_t data_begin = 0;
+};
 
-TensorFile read_safetensors(Context& host, const std::string& path) {
-  std::ifstream f(path, std::ios::binary);
+Header read_header(std::ifstream& f, const std::string& path) {
   if (!f) throw DataError(path + ": cannot be opened: " + std::strerror(errno));
   f.seekg(0, std::ios::end);
   const std::streamoff size = f.tellg();
@@ -154,22 +158,22 @@ TensorFile read_safetensors(Context& host, const std::string& path) {
   const json header = parse_header(text, path);
   const uint64_t data_bytes = static_cast<uint64_t>(size) - 8 - header_bytes;
 
-  TensorFile out;
-  std::vector<Entry> entries;
+  Header out;
+  out.data_begin = 8 + header_bytes;
   for (const auto& [key, value] : header.items()) {
     if (key == "__metadata__") {
       if (!value.is_object()) throw DataError(path + ": __metadata__ is not an object");
       for (const auto& [k, v] : value.items())
         out.metadata[k] = v.is_string() ? v.get<std::string>() : v.dump();
     } else {
-      entries.push_back(read_entry(key, value, data_bytes, path));
+      out.entries.push_back(read_entry(key, value, data_bytes, path));
     }
   }
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+  std::sort(out.entries.begin(), out.entries.end(), [](const Entry& a, const Entry& b) {
     return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
   });
   uint64_t at = 0;
-  for (const Entry& e : entries) {
+  for (const Entry& e : out.entries) {
     if (e.begin < at) throw DataError(path + ": tensor '" + e.name + "' overlaps the one before it");
     if (e.begin > at)
       throw DataError(path + ": " + std::to_string(e.begin - at) + " bytes before tensor '" + e.name +
@@ -178,10 +182,27 @@ TensorFile read_safetensors(Context& host, const std::string& path) {
   }
   if (at != data_bytes)
     throw DataError(path + ": the last " + std::to_string(data_bytes - at) + " bytes belong to no tensor");
+  return out;
+}
 
+}  // namespace
+
+std::map<std::string, Shape> safetensors_shapes(const std::string& path) {
+  std::ifstream f(path, std::ios::binary);
+  std::map<std::string, Shape> shapes;
+  for (const Entry& e : read_header(f, path).entries) shapes[e.name] = e.shape;
+  return shapes;
+}
+
+TensorFile read_safetensors(Context& host, const std::string& path) {
+  std::ifstream f(path, std::ios::binary);
+  Header header = read_header(f, path);
+  TensorFile out;
+  out.metadata = std::move(header.metadata);
+  const std::vector<Entry>& entries = header.entries;
   for (const Entry& e : entries) {
     Tensor t = host.allocate(e.type.dtype, e.shape, MemoryClass::input);
-    f.seekg(static_cast<std::streamoff>(8 + header_bytes + e.begin));
+    f.seekg(static_cast<std::streamoff>(header.data_begin + e.begin));
     if (e.type.narrow) {
       std::vector<int64_t> wide(static_cast<size_t>(t.numel()));
       f.read(reinterpret_cast<char*>(wide.data()), static_cast<std::streamsize>(e.end - e.begin));

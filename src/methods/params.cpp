@@ -71,10 +71,21 @@ std::string check(const ParamSpec& s, Value& v) {
              (near.empty() ? "" : "; did you mean '" + near + "'?");
     }
     case ParamSpec::Type::list:
-      if (!v.is_list()) return "a list is wanted, not " + v.str();
+      if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
+        return "";
+      if (!v.is_list()) {
+        std::string words;
+        for (const std::string& c : s.choices) words += " or " + c;
+        return "a list" + words + " is wanted, not " + v.str();
+      }
       for (const Value& e : v.as_list()) {
-        if (!e.is_number()) return "a list of numbers is wanted, not " + v.str();
-        if (!in_range(e.as_double())) return range_text(s) + " is wanted for every element, not " + e.str();
+        const Value::List one{e};
+        for (const Value& x : s.nested&& e.is_list() ? e.as_list() : one) {
+          if (!x.is_number())
+            return std::string(s.nested ? "a list of numbers or of lists of numbers" : "a list of numbers") +
+                   " is wanted, not " + v.str();
+          if (!in_range(x.as_double())) return range_text(s) + " is wanted for every element, not " + x.str();
+        }
       }
       return "";
   }

@@ -18,8 +18,9 @@ struct ParamSpec {
   Value default_value;  ///< null: none, or taken from the problem
   std::string meaning;
   std::optional<double> min, max;    ///< inclusive, for integer and number (and list elements)
-  std::vector<std::string> choices;  ///< for choice
-  bool nullable = false;             ///< null is a value ("qk_scale: null")
+  std::vector<std::string> choices;  ///< for choice; for list: words that may stand instead of a list
+  bool nested = false;    ///< for list: elements may be lists of numbers themselves ("[[12, 3], [13, 4]]")
+  bool nullable = false;  ///< null is a value ("qk_scale: null")
   /// The problem extent this parameter repeats ("channels", "heads", "grid[0]", "size[1]", "head_dim",
   /// "causal", …). Left out, it takes the problem's value; given, it must agree with it.
   std::string from_problem;

@@ -57,6 +57,9 @@ TEST_CASE("safetensors survive a round trip in every dtype, special values inclu
   write_safetensors(folder.file("a.safetensors"), all, {{"format", "pt"}});
   const TensorFile back = read_safetensors(host, folder.file("a.safetensors"));
   REQUIRE(back.tensors.size() == all.size());
+  const std::map<std::string, Shape> shapes = safetensors_shapes(folder.file("a.safetensors"));
+  REQUIRE(shapes.size() == all.size());
+  for (const auto& [key, t] : all) CHECK(shapes.at(key) == t.shape());
   CHECK(back.metadata.at("format") == "pt");
   for (const auto& [key, t] : all) {
     INFO(key);

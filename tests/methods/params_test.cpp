@@ -101,6 +101,29 @@ TEST_CASE("every violation is reported, a line each") {
   REQUIRE_THROWS_WITH(resolve({}, bare), ContainsSubstring("set problem.channels"));
 }
 
+TEST_CASE("nested lists and words in place of a list are taken where they are declared") {
+  ParamSpec receivers;
+  receivers.name = "receivers";
+  receivers.type = ParamSpec::Type::list;
+  receivers.default_value = "logits";
+  receivers.choices = {"logits"};
+  receivers.min = 0;
+  const auto resolved = [&](const Value& v) {
+    return resolve_params("m", {receivers}, {{"receivers", v}}, Problem{}).value("receivers");
+  };
+  CHECK(resolve_params("m", {receivers}, {}, Problem{}).choice("receivers") == "logits");
+  CHECK(resolved("logits") == Value("logits"));
+  REQUIRE_THROWS_WITH(resolved("logit"), ContainsSubstring("a list or logits is wanted, not logit"));
+  const Value heads = Value::List{Value::List{1, 2}, Value::List{3, 4}};
+  REQUIRE_THROWS_WITH(resolved(heads), ContainsSubstring("a list of numbers is wanted"));
+  receivers.nested = true;
+  CHECK(resolved(heads) == heads);
+  REQUIRE_THROWS_WITH(resolved(Value::List{Value::List{1, -2}}),
+                      ContainsSubstring("at least 0.0 is wanted for every element, not -2"));
+  REQUIRE_THROWS_WITH(resolved(Value::List{Value::List{Value::List{1}}}),
+                      ContainsSubstring("a list of numbers or of lists of numbers"));
+}
+
 TEST_CASE("problem keys are typed and ranged") {
   Problem p;
   set_problem_key(p, "kind", "image");
