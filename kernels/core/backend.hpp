@@ -36,7 +36,17 @@
   X(spectral_loss, SpectralLossArgs)        /* kernels/spectral_loss/spectral_loss.hpp */ \
   X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */ \
-  X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */
+  X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */        \
+  X(top_k, TopKArgs)                        /* kernels/select/select.hpp */        \
+  X(argsort, ArgsortArgs)                   /* kernels/select/select.hpp */        \
+  X(top_p, TopPArgs)                        /* kernels/select/select.hpp */        \
+  X(prefix_sum, PrefixSumArgs)              /* kernels/select/select.hpp */        \
+  X(compact_flags, CompactArgs)             /* kernels/select/select.hpp */        \
+  X(compare_flags, CompareArgs)             /* kernels/select/select.hpp */        \
+  X(gather_tokens, GatherTokensArgs)        /* kernels/select/select.hpp */        \
+  X(scatter_tokens, ScatterTokensArgs)      /* kernels/select/select.hpp */        \
+  X(pool_tokens, PoolTokensArgs)            /* kernels/select/select.hpp */        \
+  X(build_block_lists, BlockListsArgs)      /* kernels/select/select.hpp */
 // clang-format on
 
 namespace attnbench {
