@@ -54,6 +54,9 @@ __device__ void apply(const PointwiseWork& w, float (&a)[N], const float (&b)[N]
       return each(a, b, [](float x, float) { return x < 0.0f ? 0.0f : x; });
     case Op::gelu_erf:
       return each(a, b, [](float x, float) { return gelu(x); });
+    case Op::gelu_tanh:  // tanh(u) = 2 sigmoid(2 u) - 1; sqrt(8 / pi) = 1.595769
+      return each(a, b,
+                  [](float x, float) { return x * sigmoid(1.59576912f * x * (0.044715f * x * x + 1.0f)); });
     case Op::silu:
       return each(a, b, [](float x, float) { return x * sigmoid(x); });
     case Op::sigmoid:

@@ -17,6 +17,7 @@ struct PointwiseArgs {
     clamp,   // min(max(a, alpha), beta)
     relu,
     gelu_erf,
+    gelu_tanh,  // a sigmoid(sqrt(8 / pi) (a + 0.044715 a^3)): GPT-2's approximation of gelu_erf
     silu,
     sigmoid,
     exp,

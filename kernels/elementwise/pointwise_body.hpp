@@ -36,6 +36,8 @@ ATTNBENCH_INLINE F apply(F a, F b, F alpha, F beta) {
   }
   if constexpr (kOp == Op::relu) return a < F{} ? F{} : a;
   if constexpr (kOp == Op::gelu_erf) return gelu(a);
+  if constexpr (kOp == Op::gelu_tanh)  // tanh(u) = 2 sigmoid(2 u) - 1; sqrt(8 / pi) = 1.595769
+    return a * sigmoid(splat(1.59576912f) * a * (splat(0.044715f) * a * a + 1.0f));
   if constexpr (kOp == Op::silu) return a * sigmoid(a);
   if constexpr (kOp == Op::sigmoid) return sigmoid(a);
   if constexpr (kOp == Op::exp) return exp(a);
@@ -81,6 +83,7 @@ void choose(const PointwiseRows& w) {
     ATTNBENCH_CASE(clamp)
     ATTNBENCH_CASE(relu)
     ATTNBENCH_CASE(gelu_erf)
+    ATTNBENCH_CASE(gelu_tanh)
     ATTNBENCH_CASE(silu)
     ATTNBENCH_CASE(sigmoid)
     ATTNBENCH_CASE(exp)

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <numbers>
 
 #include "tests/op_testing.hpp"
 
@@ -33,6 +34,10 @@ const std::vector<Function>& functions() {
        [](double a, double, double, double) { return std::isnan(a) ? a : std::max(a, 0.0); }},
       {Op::gelu_erf, "gelu_erf", false, true,
        [](double a, double, double, double) { return 0.5 * a * std::erfc(-a * std::sqrt(0.5)); }},
+      {Op::gelu_tanh, "gelu_tanh", false, true,
+       [](double a, double, double, double) {
+         return 0.5 * a * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (a + 0.044715 * a * a * a)));
+       }},
       {Op::silu, "silu", false, true, [](double a, double, double, double) { return a * sigmoid(a); }},
       {Op::sigmoid, "sigmoid", false, true, [](double a, double, double, double) { return sigmoid(a); }},
       {Op::exp, "exp", false, true, [](double a, double, double, double) { return std::exp(a); }},
@@ -50,6 +55,8 @@ const std::vector<Function>& functions() {
 /// error of about one f32 epsilon (times |a| for gelu), which relative bounds do not cover near their zeros.
 double tolerance(const Function& f, double a, double want) {
   const double relative = 4 * 0x1p-23 * std::fabs(want);
+  if (f.op == Op::gelu_tanh)  // the exponent of the sigmoid carries three roundings of a value up to 10
+    return relative + 3 * 10 * 0x1p-23 * std::fabs(want) + 1e-37;
   if (f.op == Op::gelu_erf) return relative + 1.5e-7 * std::fabs(a) + 1e-37;
   if (f.op == Op::sin || f.op == Op::cos) return relative + 0x1p-23;
   if (f.op == Op::add || f.op == Op::sub || f.op == Op::mul || f.op == Op::affine)
