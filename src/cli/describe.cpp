@@ -23,7 +23,7 @@ std::string bound(double v) {
 }
 
 std::string type_text(const ParamSpec& s) {
-  static const char* const words[] = {"integer", "number", "true or false", "", "list"};
+  static const char* const words[] = {"integer", "number", "true or false", "", "list", "text"};
   std::string out = words[static_cast<int>(s.type)];
   for (const std::string& c : s.choices) out += (out.empty() ? "" : " | ") + c;
   if (s.min && s.max)

@@ -42,6 +42,8 @@ const char* word(ParamSpec::Type t) {
       return "choice";
     case ParamSpec::Type::list:
       return "list";
+    case ParamSpec::Type::text:
+      return "text";
   }
   return "?";
 }

@@ -70,6 +70,8 @@ std::string check(const ParamSpec& s, Value& v) {
       return "one of " + all + " is wanted, not " + v.str() +
              (near.empty() ? "" : "; did you mean '" + near + "'?");
     }
+    case ParamSpec::Type::text:
+      return v.is_string() ? "" : "a text is wanted, not " + v.str();
     case ParamSpec::Type::list:
       if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
         return "";
@@ -98,6 +100,7 @@ int64_t Params::integer(const std::string& name) const { return lookup(values_, 
 double Params::number(const std::string& name) const { return lookup(values_, name).as_double(); }
 bool Params::boolean(const std::string& name) const { return lookup(values_, name).as_bool(); }
 const std::string& Params::choice(const std::string& name) const { return lookup(values_, name).as_string(); }
+const std::string& Params::text(const std::string& name) const { return lookup(values_, name).as_string(); }
 const Value& Params::value(const std::string& name) const { return lookup(values_, name); }
 
 Params resolve_params(const std::string& method_id, const std::vector<ParamSpec>& specs,

@@ -12,8 +12,9 @@ namespace attnbench {
 struct Problem;
 
 struct ParamSpec {
-  enum class Type : uint8_t { integer, number, boolean, choice, list };
+  enum class Type : uint8_t { integer, number, boolean, choice, list, text };
   std::string name;
+  /// text: any words, such as a path. An empty text is a value.
   Type type = Type::integer;
   Value default_value;  ///< null: none, or taken from the problem
   std::string meaning;
@@ -33,6 +34,7 @@ class Params {
   double number(const std::string& name) const;
   bool boolean(const std::string& name) const;
   const std::string& choice(const std::string& name) const;
+  const std::string& text(const std::string& name) const;
   const Value& value(const std::string& name) const;
   bool is_null(const std::string& name) const { return value(name).is_null(); }
   const std::map<std::string, Value>& all() const { return values_; }

@@ -124,6 +124,17 @@ TEST_CASE("nested lists and words in place of a list are taken where they are de
                       ContainsSubstring("a list of numbers or of lists of numbers"));
 }
 
+TEST_CASE("texts are texts") {
+  ParamSpec file;
+  file.name = "file";
+  file.type = ParamSpec::Type::text;
+  file.default_value = "";
+  CHECK(resolve_params("m", {file}, {}, Problem{}).text("file").empty());
+  CHECK(resolve_params("m", {file}, {{"file", "a b.json"}}, Problem{}).text("file") == "a b.json");
+  REQUIRE_THROWS_WITH(resolve_params("m", {file}, {{"file", 3}}, Problem{}),
+                      ContainsSubstring("a text is wanted, not 3"));
+}
+
 TEST_CASE("problem keys are typed and ranged") {
   Problem p;
   set_problem_key(p, "kind", "image");
