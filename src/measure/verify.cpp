@@ -181,7 +181,7 @@ Verification verify_instance(Context& ctx, const Method& method, const Instance&
       continue;
     }
     v.relative_l2[key] = c.relative_l2;
-    const double allowed = is_float(t.dtype()) ? v.tolerance : 0.0;
+    const double allowed = is_float(t.dtype()) ? v.tolerance * instance.condition(key) : 0.0;
     if (!(c.relative_l2 <= allowed) && (v.passed || c.relative_l2 > worst)) {
       worst = c.relative_l2;
       v.passed = false;

@@ -126,6 +126,10 @@ class Instance {
   virtual int64_t keys(int64_t /*h*/) const { return 0; }
   /// Statistics from inside the pass, memory linear in N; none: analyses stream rows() instead.
   virtual std::optional<RowStats> row_stats(Context&) { return std::nullopt; }
+  /// By how much an output of the last run magnifies the rounding of what it is computed from, where it is a
+  /// difference of nearly equal values: derived from the norms of the operands. Verification allows an output
+  /// its tolerance times this.
+  virtual double condition(const std::string& /*output*/) const { return 1.0; }
   /// True when a run records no host-side decision, so a CUDA graph can capture it.
   virtual bool capturable() const { return true; }
 
