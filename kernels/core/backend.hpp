@@ -36,17 +36,25 @@
   X(spectral_loss, SpectralLossArgs)        /* kernels/spectral_loss/spectral_loss.hpp */ \
   X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */ \
-  X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */        \
-  X(top_k, TopKArgs)                        /* kernels/select/select.hpp */        \
-  X(argsort, ArgsortArgs)                   /* kernels/select/select.hpp */        \
-  X(top_p, TopPArgs)                        /* kernels/select/select.hpp */        \
-  X(prefix_sum, PrefixSumArgs)              /* kernels/select/select.hpp */        \
-  X(compact_flags, CompactArgs)             /* kernels/select/select.hpp */        \
-  X(compare_flags, CompareArgs)             /* kernels/select/select.hpp */        \
-  X(gather_tokens, GatherTokensArgs)        /* kernels/select/select.hpp */        \
-  X(scatter_tokens, ScatterTokensArgs)      /* kernels/select/select.hpp */        \
-  X(pool_tokens, PoolTokensArgs)            /* kernels/select/select.hpp */        \
-  X(build_block_lists, BlockListsArgs)      /* kernels/select/select.hpp */
+  X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */ \
+  X(top_k, TopKArgs)                        /* kernels/select/select.hpp */ \
+  X(argsort, ArgsortArgs)                   /* kernels/select/select.hpp */ \
+  X(top_p, TopPArgs)                        /* kernels/select/select.hpp */ \
+  X(prefix_sum, PrefixSumArgs)              /* kernels/select/select.hpp */ \
+  X(compact_flags, CompactArgs)             /* kernels/select/select.hpp */ \
+  X(compare_flags, CompareArgs)             /* kernels/select/select.hpp */ \
+  X(gather_tokens, GatherTokensArgs)        /* kernels/select/select.hpp */ \
+  X(scatter_tokens, ScatterTokensArgs)      /* kernels/select/select.hpp */ \
+  X(pool_tokens, PoolTokensArgs)            /* kernels/select/select.hpp */ \
+  X(build_block_lists, BlockListsArgs)      /* kernels/select/select.hpp */ \
+  X(fft1, Fft1Args)                         /* kernels/fft/fft1.hpp */ \
+  X(complex_pointwise, ComplexArgs)         /* kernels/fft/fft1.hpp */ \
+  X(toeplitz_attention, ToeplitzAttentionArgs) /* kernels/fft/fft1.hpp */ \
+  X(stft, StftArgs)                         /* kernels/fft/stft.hpp */ \
+  X(istft, IstftArgs)                       /* kernels/fft/stft.hpp */ \
+  X(selective_scan, SelectiveScanArgs)      /* kernels/scan/scan.hpp */ \
+  X(iir, IirArgs)                           /* kernels/scan/scan.hpp */ \
+  X(extend, ExtendArgs)                     /* kernels/scan/scan.hpp */
 // clang-format on
 
 namespace attnbench {

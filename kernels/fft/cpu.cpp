@@ -1,5 +1,3 @@
-#include <fftw3.h>
-
 #include <cmath>
 #include <map>
 #include <memory>
@@ -11,6 +9,7 @@
 #include "kernels/core/parallel.hpp"
 #include "kernels/core/rows.hpp"
 #include "kernels/fft/fft.hpp"
+#include "kernels/fft/fftw_plans.hpp"
 
 #define ATTNBENCH_ISA isa_base
 #include "kernels/fft/fft_body.hpp"
@@ -157,23 +156,17 @@ void transform_images(Context& ctx, const Fft2Args& args, const FftGrid& grid, c
 // touches the arrays, so planning cannot destroy inputs.
 constexpr unsigned kEffort = FFTW_ESTIMATE;
 
-struct PlanKey {
-  Kind kind;
-  int64_t height, width;
-  bool aligned, in_place;
-  auto operator<=>(const PlanKey&) const = default;
-};
-
 struct DestroyPlan {
   void operator()(fftwf_plan plan) const { fftwf_destroy_plan(plan); }
 };
 
-/// Single-threaded plans of one image, applied to every image by the new-array functions, which are
-/// thread-safe where the planner is not. The cache lives as long as the process: plans of the usual sizes are
-/// a few KiB.
-fftwf_plan plan_of(const PlanKey& key, float* x, float* y) {
+}  // namespace
+
+// Plans are applied by the new-array functions, which are thread-safe where the planner is not. The cache
+// lives as long as the process: plans of the usual sizes are a few KiB.
+fftwf_plan fftw_plan(const FftwKey& key, float* x, float* y) {
   static std::mutex mutex;
-  static std::map<PlanKey, std::unique_ptr<fftwf_plan_s, DestroyPlan>> plans;
+  static std::map<FftwKey, std::unique_ptr<fftwf_plan_s, DestroyPlan>> plans;
   std::lock_guard lock(mutex);
   auto [it, fresh] = plans.try_emplace(key, nullptr);
   if (!fresh) return it->second.get();
@@ -203,7 +196,7 @@ fftwf_plan plan_of(const PlanKey& key, float* x, float* y) {
   return it->second.get();
 }
 
-void execute(Kind kind, fftwf_plan plan, float* x, float* y) {
+void execute_fftw(Kind kind, fftwf_plan plan, float* x, float* y) {
   auto* cx = reinterpret_cast<fftwf_complex*>(x);
   auto* cy = reinterpret_cast<fftwf_complex*>(y);
   if (kind == Kind::real_to_half)
@@ -213,8 +206,6 @@ void execute(Kind kind, fftwf_plan plan, float* x, float* y) {
   else
     fftwf_execute_dft(plan, cx, cy);
 }
-
-}  // namespace
 
 void CpuBackend::fft2(Context& ctx, const Fft2Args& args) {
   constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
@@ -235,7 +226,7 @@ void CpuBackend::fft2(Context& ctx, const Fft2Args& args) {
   bool aligned = true;
   for (int64_t i = 0; i < x_at.count() && aligned; ++i)
     aligned = fftwf_alignment_of(x + x_at.offset(i)) == 0 && fftwf_alignment_of(y + y_at.offset(i)) == 0;
-  const fftwf_plan plan = plan_of({args.kind, args.height, args.width, aligned, x == y}, x, y);
+  const fftwf_plan plan = fftw_plan({args.kind, args.height, args.width, aligned, x == y}, x, y);
   const auto scale = ATTNBENCH_BEST(scale_run);
   const int64_t outputs = args.height * (real_y                            ? args.width
                                          : args.kind == Kind::real_to_half ? (args.width / 2 + 1) * 2
@@ -244,7 +235,7 @@ void CpuBackend::fft2(Context& ctx, const Fft2Args& args) {
                  [&](int64_t begin, int64_t end) {
                    for (int64_t i = begin; i < end; ++i) {
                      float* to = y + y_at.offset(i);
-                     execute(args.kind, plan, x + x_at.offset(i), to);
+                     execute_fftw(args.kind, plan, x + x_at.offset(i), to);
                      if (args.scale != 1.0f) scale(to, outputs, args.scale);  // while it is in the cache
                    }
                  });

@@ -1,13 +1,10 @@
 // 2-D transforms through cuFFT, plans cached by shape with their workspace from the context; and the spectral
 // mask.
-#include <cufft.h>
-
 #include <compare>
 #include <map>
 #include <mutex>
 
-#include "kernels/core/cuda_kernel.cuh"
-#include "kernels/fft/fft.hpp"
+#include "kernels/fft/cufft_plans.cuh"
 #include "kernels/layout/layout.hpp"
 
 namespace attnbench {
@@ -26,12 +23,6 @@ void check_cufft(cufftResult status, const char* call) {
 }
 #define CUFFT_CHECK(call) check_cufft((call), #call)
 
-struct PlanKey {
-  Kind kind;
-  int64_t height, width, batch, x_distance, y_distance;
-  auto operator<=>(const PlanKey&) const = default;
-};
-
 struct Plan {
   cufftHandle handle = 0;
   size_t work_bytes = 0;
@@ -39,9 +30,9 @@ struct Plan {
 
 /// The cache lives as long as the process, because captured graphs keep using the tables of the plans in it;
 /// those of the usual sizes are a few KiB. Workspaces are not part of it.
-const Plan& plan_of(const PlanKey& key, cudaStream_t stream) {
+const Plan& plan_of(const CufftKey& key, cudaStream_t stream) {
   static std::mutex mutex;
-  static std::map<PlanKey, Plan> plans;
+  static std::map<CufftKey, Plan> plans;
   std::lock_guard lock(mutex);
   if (const auto it = plans.find(key); it != plans.end()) return it->second;
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
@@ -69,7 +60,9 @@ const Plan& plan_of(const PlanKey& key, cudaStream_t stream) {
   return plans.emplace(key, plan).first->second;
 }
 
-void execute(Context& ctx, const PlanKey& key, float* x, float* y) {
+}  // namespace
+
+void execute_cufft(Context& ctx, const CufftKey& key, float* x, float* y) {
   const Plan& plan = plan_of(key, stream_of(ctx));
   const Tensor work = ctx.allocate(DType::u8, {static_cast<int64_t>(plan.work_bytes)});
   if (plan.work_bytes > 0) CUFFT_CHECK(cufftSetWorkArea(plan.handle, work.raw()));
@@ -86,6 +79,8 @@ void execute(Context& ctx, const PlanKey& key, float* x, float* y) {
       return CUFFT_CHECK(cufftExecC2C(plan.handle, cx, cy, CUFFT_INVERSE));
   }
 }
+
+namespace {
 
 template <int N>
 __global__ void __launch_bounds__(kThreads)
@@ -198,13 +193,13 @@ void CudaBackend::fft2(Context& ctx, const Fft2Args& args) {
     return rows.rank == 0 ? points : rows.stride[0];
   };
   // Distances are counted in elements of the side's own type.
-  const PlanKey key{args.kind,
-                    args.height,
-                    args.width,
-                    DeviceRows(from, 1).count,
-                    distance(from, points_x) / (real_x ? 1 : 2),
-                    distance(to, points_y) / (real_y ? 1 : 2)};
-  execute(ctx, key, static_cast<float*>(from.raw()), static_cast<float*>(to.raw()));
+  const CufftKey key{args.kind,
+                     args.height,
+                     args.width,
+                     DeviceRows(from, 1).count,
+                     distance(from, points_x) / (real_x ? 1 : 2),
+                     distance(to, points_y) / (real_y ? 1 : 2)};
+  execute_cufft(ctx, key, static_cast<float*>(from.raw()), static_cast<float*>(to.raw()));
   if (args.scale != 1.0f) {
     const Tensor rows = flattened(to);
     const DeviceRows images(rows, 1);
