@@ -54,7 +54,16 @@
   X(istft, IstftArgs)                       /* kernels/fft/stft.hpp */ \
   X(selective_scan, SelectiveScanArgs)      /* kernels/scan/scan.hpp */ \
   X(iir, IirArgs)                           /* kernels/scan/scan.hpp */ \
-  X(extend, ExtendArgs)                     /* kernels/scan/scan.hpp */
+  X(extend, ExtendArgs)                     /* kernels/scan/scan.hpp */ \
+  X(transfer_statistics, TransferStatisticsArgs) /* kernels/spectral_response/spectral_response.hpp */ \
+  X(find_peaks, FindPeaksArgs)              /* kernels/spectral_response/spectral_response.hpp */ \
+  X(histogram, HistogramArgs)               /* kernels/spectral_response/spectral_response.hpp */ \
+  X(pyramid_level, PyramidArgs)             /* kernels/pyramid/pyramid.hpp */ \
+  X(repair_range, RepairRangeArgs)          /* kernels/pyramid/pyramid.hpp */ \
+  X(channel_fit, ChannelFitArgs)            /* kernels/pyramid/pyramid.hpp */ \
+  X(unit_rows, UnitRowsArgs)                /* kernels/features/features.hpp */ \
+  X(feature_map, FeatureMapArgs)            /* kernels/features/features.hpp */ \
+  X(divide_by_last, DivideByLastArgs)       /* kernels/features/features.hpp */
 // clang-format on
 
 namespace attnbench {

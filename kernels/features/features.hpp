@@ -1,0 +1,38 @@
+// Row-wise pieces of kernelized attention: unit rows, random feature maps, and the quotient of weighted sums.
+// Products with the random matrices are gemm's.
+#pragma once
+#include "kernels/core/context.hpp"
+
+namespace attnbench {
+
+/// y = x * ||like|| / max(||x||, floor) over the last axis; without `like` the target norm is 1. x, like
+/// [..., C] of one dtype (f32, bf16, f16), y of that dtype or f32; packed rows, other strides free; y may be
+/// x. Sums of squares in f64. Cost: elementwise 3 C per row (2 C more with like), special 2 per row.
+struct UnitRowsArgs {
+  Tensor x, like, y;
+  float floor = 0.0f;
+};
+void unit_rows(Context& ctx, const UnitRowsArgs& args);
+
+/// Features of rows x [..., D] from their projections p [..., m] = x W^T; y [..., F]; f32, packed rows.
+///   exponential    F = m:  exp(p - ||x||^2 / 2) / sqrt(m)                  (positive random features)
+///   trigonometric  F = 2m: exp(||x||^2 / 2) / sqrt(m) (sin p, then cos p)
+///   relu           F = m:  relu(p) / sqrt(m) + 1e-3
+/// y may be p where F = m. Cost per row: elementwise 2 D (not for relu) + 2 F; special F (not for relu).
+struct FeatureMapArgs {
+  enum class Kind : uint8_t { exponential, trigonometric, relu };
+  Kind kind = Kind::exponential;
+  Tensor x, p, y;
+};
+void feature_map(Context& ctx, const FeatureMapArgs& args);
+/// What feature_map charges for `rows` rows, without bytes.
+Cost feature_map_cost(FeatureMapArgs::Kind kind, int64_t rows, int64_t d, int64_t m);
+
+/// y [..., E] = x [..., 0 .. E-1] / x [..., E]: weighted sums over their weights' sum, where one that is not
+/// positive counts as 1. f32, packed rows; y may lie in x's rows. Cost: special E per row.
+struct DivideByLastArgs {
+  Tensor x, y;
+};
+void divide_by_last(Context& ctx, const DivideByLastArgs& args);
+
+}  // namespace attnbench
