@@ -1,34 +1,13 @@
 // Sliding-window attention: the reference by hand, the method against it, block lists, degenerate windows.
-#include <cmath>
-
-#include "tests/methods/method_check.hpp"
+#include "tests/methods/visible_sets.hpp"
 
 using namespace attnbench;
 using namespace attnbench::testing;
 
 namespace {
 
-/// Keys that the reference lets each query see: with equal scores the output is the mean of their values, and
-/// values 2^j spell out the set.
 std::vector<int64_t> visible_sets(const Problem& p, const ParamMap& given) {
-  RefTensor q({1, 1, p.length, 1}), k({1, 1, p.kv_length, 1}), v({1, 1, p.kv_length, 1});
-  for (int64_t j = 0; j < p.kv_length; ++j) v[j] = std::exp2(static_cast<double>(j));
-  const RefTensor o = find_reference("sliding_window")(p, params_of("sliding_window", p, given),
-                                                       {{"q", q}, {"k", k}, {"v", v}}, {})
-                          .at("o");
-  std::vector<int64_t> sets;
-  for (int64_t i = 0; i < p.length; ++i) {
-    int64_t found = 0;
-    for (int64_t count = 1; count <= p.kv_length && !found; ++count) {
-      const double bits = o[i] * static_cast<double>(count);
-      const auto whole = static_cast<int64_t>(std::llround(bits));
-      if (std::abs(bits - static_cast<double>(whole)) < 1e-9 &&
-          __builtin_popcountll(static_cast<uint64_t>(whole)) == count)
-        found = whole;
-    }
-    sets.push_back(found);
-  }
-  return sets;
+  return testing::visible_sets("sliding_window", p, given);
 }
 
 }  // namespace
