@@ -24,7 +24,11 @@ Value problem_value(const Problem& p, const std::string& key) {
     const std::string base = key.substr(0, at);
     const size_t i = static_cast<size_t>(key[at + 1] - '0');
     const std::vector<int64_t>& v = base == "grid" ? p.grid : p.size;
-    return i < v.size() ? Value(v[i]) : Value();
+    if (i >= v.size()) return Value();
+    if (key[at + 2] != ':') return Value(v[i]);
+    int64_t product = 1;
+    for (size_t k = i; k < v.size(); ++k) product *= v[k];
+    return Value(product);
   }
   if (key == "head_dim")
     return p.head_dim ? Value(p.head_dim) : p.channels && p.heads ? Value(p.channels / p.heads) : Value();
@@ -62,6 +66,8 @@ std::string check(const ParamSpec& s, Value& v) {
     case ParamSpec::Type::boolean:
       return v.is_bool() ? "" : "true or false is wanted, not " + v.str();
     case ParamSpec::Type::choice: {
+      // A word that looks like a number: `budget: 64`.
+      if (v.is_number()) v = Value(v.str());
       if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
         return "";
       std::string all;

@@ -22,8 +22,9 @@ struct ParamSpec {
   std::vector<std::string> choices;  ///< for choice; for list: words that may stand instead of a list
   bool nested = false;    ///< for list: elements may be lists of numbers themselves ("[[12, 3], [13, 4]]")
   bool nullable = false;  ///< null is a value ("qk_scale: null")
-  /// The problem extent this parameter repeats ("channels", "heads", "grid[0]", "size[1]", "head_dim",
-  /// "causal", …). Left out, it takes the problem's value; given, it must agree with it.
+  /// The problem extent this parameter repeats ("channels", "heads", "grid[0]", "size[1]", "grid[1:]"
+  /// (product of the axes from 1 on), "head_dim", "causal", …). Left out, it takes the problem's value;
+  /// given, it must agree with it.
   std::string from_problem;
 };
 

@@ -30,6 +30,9 @@ std::vector<ParamSpec> specs() {
   ParamSpec rows;
   rows.name = "grid_h";
   rows.from_problem = "grid[0]";
+  ParamSpec inner;
+  inner.name = "later_axes";
+  inner.from_problem = "grid[1:]";
   ParamSpec scale;
   scale.name = "qk_scale";
   scale.type = ParamSpec::Type::number;
@@ -44,7 +47,7 @@ std::vector<ParamSpec> specs() {
   decay.type = ParamSpec::Type::list;
   decay.default_value = Value::List{};
   decay.max = 1;
-  return {window, alpha, dim, rows, scale, impl, decay};
+  return {window, alpha, dim, rows, inner, scale, impl, decay};
 }
 
 Problem image() {
@@ -66,6 +69,7 @@ TEST_CASE("parameters take the problem's extents, then their defaults") {
   const Params p = resolve({});
   CHECK(p.integer("dim") == 768);
   CHECK(p.integer("grid_h") == 14);
+  CHECK(p.integer("later_axes") == 13);
   CHECK(p.integer("window_size") == 2);
   CHECK(p.number("alpha") == 0.9);
   CHECK(p.is_null("qk_scale"));
