@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "inputs/inputs.hpp"
-#include "methods/attention_rows.hpp"
+#include "methods/block_pattern.hpp"
 #include "methods/heads_form.hpp"
 
 namespace attnbench {
@@ -75,34 +75,16 @@ class RandomBlocksInstance final : public HeadsInstance {
     choose(params.number("sparsity"), static_cast<uint64_t>(params.integer("pattern_seed")));
   }
 
-  void prepare(Context& ctx) override {
-    std::vector<int32_t> full, partial, full_begin, full_count, partial_begin, partial_count;
-    for (size_t r = 0; r < chosen_.size(); ++r) {
-      full_begin.push_back(static_cast<int32_t>(full.size()));
-      partial_begin.push_back(static_cast<int32_t>(partial.size()));
-      for (const int32_t c : chosen_[r])
-        (causal_ && c == static_cast<int32_t>(r) ? partial : full).push_back(c);
-      full_count.push_back(static_cast<int32_t>(full.size()) - full_begin.back());
-      partial_count.push_back(static_cast<int32_t>(partial.size()) - partial_begin.back());
-    }
-    mask_.full = upload(ctx, full_begin, full_count, full);
-    mask_.partial = upload(ctx, partial_begin, partial_count, partial);
-  }
+  void prepare(Context& ctx) override { pattern_.upload(ctx, mask_); }
   void run(Context& ctx) override {
     const auto stage = ctx.stage("attend");
     attention(ctx, call());
   }
 
   ClosedForm cost() const override {
-    int64_t pairs = 0, entries = 0;
-    for (size_t r = 0; r < chosen_.size(); ++r)
-      for (const int32_t c : chosen_[r]) {
-        pairs += extent(static_cast<int64_t>(r), form_.queries) * extent(c, form_.keys);
-        ++entries;
-      }
     ClosedForm c;
-    c.cost = fused_cost(pairs);
-    c.cost.bytes_read += 4 * (4 * static_cast<int64_t>(chosen_.size()) + entries);
+    c.cost = fused_cost(pattern_.visited_pairs());
+    c.cost.bytes_read += pattern_.list_bytes();
     return c;
   }
 
@@ -112,29 +94,18 @@ class RandomBlocksInstance final : public HeadsInstance {
     set.heads = form_.heads;
     set.queries = form_.queries;
     set.tokens = form_.keys;
-    set.row = [chosen = chosen_, block = mask_.block_q, keys = form_.keys, causal = causal_](
-                  int64_t, int64_t, int64_t i, Intervals& out) {
-      out.clear();
-      const int64_t most = causal ? i + 1 : keys;
-      for (const int32_t c : chosen[static_cast<size_t>(i / block)]) {
-        const Interval v{c * block, std::min((c + 1) * block, most)};
-        if (!out.empty() && out.back().end == v.begin)
-          out.back().end = v.end;
-        else
-          out.push_back(v);
-      }
+    set.row = [pattern = pattern_, keys = form_.keys, causal = causal_](int64_t, int64_t, int64_t i,
+                                                                        Intervals& out) {
+      pattern.intervals(i, causal ? i + 1 : keys, out);
     };
     return set;
   }
 
  private:
-  int64_t extent(int64_t block, int64_t tokens) const {
-    return std::min((block + 1) * mask_.block_q, tokens) - block * mask_.block_q;
-  }
-
   void choose(double sparsity, uint64_t seed) {
     const int64_t block = mask_.block_q, rows = (form_.queries + block - 1) / block,
                   columns = (form_.keys + block - 1) / block;
+    pattern_ = BlockPattern(form_.queries, form_.keys, block);
     const uint64_t stream = attnbench::stream_of("random_blocks");
     std::vector<std::pair<uint64_t, int32_t>> ranked;
     for (int64_t r = 0; r < rows; ++r) {
@@ -149,27 +120,17 @@ class RandomBlocksInstance final : public HeadsInstance {
       // The diagonal comes first whatever the others drew.
       if (causal_) std::swap(ranked.front(), ranked.back());
       std::partial_sort(ranked.begin() + (causal_ ? 1 : 0), ranked.begin() + keep, ranked.end());
-      std::vector<int32_t>& list = chosen_.emplace_back();
+      std::vector<int64_t> list;
       for (int64_t i = 0; i < keep; ++i) list.push_back(ranked[static_cast<size_t>(i)].second);
       std::sort(list.begin(), list.end());
+      std::vector<bool> diagonal(list.size(), false);
+      if (causal_) diagonal.back() = true;
+      pattern_.add_row(list, diagonal);
     }
   }
 
-  static BlockList upload(Context& ctx, const std::vector<int32_t>& begin, const std::vector<int32_t>& count,
-                          const std::vector<int32_t>& index) {
-    const auto put = [&ctx](const std::vector<int32_t>& v, const Shape& shape) {
-      Tensor t = ctx.allocate(DType::i32, shape);
-      if (!v.empty())
-        ctx.backend().copy_bytes(t.raw(), t.device(), v.data(), DeviceKind::cpu, v.size() * sizeof(int32_t));
-      return t;
-    };
-    const int64_t rows = static_cast<int64_t>(count.size());
-    return {put(begin, {1, 1, rows}), put(count, {1, 1, rows}),
-            put(index, {static_cast<int64_t>(index.size())})};
-  }
-
   bool causal_;
-  std::vector<std::vector<int32_t>> chosen_;  ///< key blocks of each query block, ascending
+  BlockPattern pattern_;
 };
 
 class RandomBlocks final : public Method {

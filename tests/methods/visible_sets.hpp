@@ -1,30 +1,23 @@
-// Which keys a reference lets each query see, spelled out by its output: for hand-computed tiny patterns.
+// Which keys a reference lets each query see, read off its output: for hand-computed tiny patterns.
 #pragma once
 #include "tests/methods/method_check.hpp"
 
 namespace attnbench::testing {
 
-/// Bit j of entry i: query i sees key j. With equal scores the output is the mean of the seen values, and
-/// values 2^j spell out the set. One head, one batch element, at most 40 keys (a double tells them apart).
-inline std::vector<int64_t> visible_sets(const std::string& method, const Problem& p, const ParamMap& given) {
+/// Bit j of entry i: query i sees key j. With equal scores and the identity as values a row of the output is
+/// positive at the seen keys. One head, one batch element, at most 62 keys.
+inline std::vector<int64_t> visible_sets(const std::string& method, Problem p, const ParamMap& given) {
   const int64_t n = p.length, m = p.kv_length_or_length();
-  REQUIRE(m <= 40);
-  RefTensor q({1, 1, n, 1}), k({1, 1, m, 1}), v({1, 1, m, 1});
-  for (int64_t j = 0; j < m; ++j) v[j] = std::exp2(static_cast<double>(j));
+  REQUIRE(m <= 62);
+  p.head_dim = m;
+  RefTensor q({1, 1, n, m}), k({1, 1, m, m}), v({1, 1, m, m});
+  for (int64_t j = 0; j < m; ++j) v[j * m + j] = 1;
   const RefTensor o =
       find_reference(method)(p, params_of(method, p, given), {{"q", q}, {"k", k}, {"v", v}}, {}).at("o");
-  std::vector<int64_t> sets;
-  for (int64_t i = 0; i < n; ++i) {
-    int64_t found = 0;
-    for (int64_t count = 1; count <= m && !found; ++count) {
-      const double bits = o[i] * static_cast<double>(count);
-      const auto whole = static_cast<int64_t>(std::llround(bits));
-      if (std::abs(bits - static_cast<double>(whole)) < 1e-3 &&
-          __builtin_popcountll(static_cast<uint64_t>(whole)) == count)
-        found = whole;
-    }
-    sets.push_back(found);
-  }
+  std::vector<int64_t> sets(static_cast<size_t>(n), 0);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < m; ++j)
+      if (o[i * m + j] > 0) sets[static_cast<size_t>(i)] |= int64_t{1} << j;
   return sets;
 }
 
