@@ -1,6 +1,7 @@
 // Fixed-size bit sets in one block of memory, a row each: the relations of receptive_field. Not a general
 // container.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <vector>
@@ -62,6 +63,24 @@ class BitMatrix {
       if (w * 64 <= begin) return begin - 1;
       word = bits[--w];
     }
+  }
+  /// First clear bit of [begin, end), or end.
+  static int64_t first_clear(const uint64_t* bits, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end;) {
+      const uint64_t clear = ~bits[i / 64] & (~uint64_t{0} << (i % 64));
+      if (clear) return std::min(end, i / 64 * 64 + std::countr_zero(clear));
+      i = (i / 64 + 1) * 64;
+    }
+    return end;
+  }
+  /// Last clear bit of [begin, end), or begin - 1.
+  static int64_t last_clear(const uint64_t* bits, int64_t begin, int64_t end) {
+    for (int64_t i = end - 1; i >= begin;) {
+      const uint64_t clear = ~bits[i / 64] & (~uint64_t{0} >> (63 - i % 64));
+      if (clear) return std::max(begin - 1, i / 64 * 64 + 63 - std::countl_zero(clear));
+      i = i / 64 * 64 - 1;
+    }
+    return begin - 1;
   }
 
  private:

@@ -33,6 +33,7 @@ constexpr size_t kMostLinks = size_t{32} << 20;
 /// What one query reaches at one depth.
 struct Reach {
   int64_t tokens = 0, possible = 0, reached_possible = 0;
+  int64_t covered = INT64_MAX;       ///< every token up to this distance is reached; the ends set no limit
   double distance = 0;               ///< along the sequence
   double chebyshev = 0, euclid = 0;  ///< on the grid
 };
@@ -42,6 +43,8 @@ struct Level {
   double sum = 0, sum_possible = 0, weight = 0, least = INFINITY, most = 0;
   double least_possible = INFINITY;
   double distance = 0, chebyshev = 0, euclid = 0;
+  int64_t covered = INT64_MAX;
+  int64_t last_tokens = -1;  ///< of the last query; -1: it was not among those that were followed
   bool complete = true;
 
   void add(const Reach& r, int64_t all, int64_t weight_of_query) {
@@ -52,6 +55,7 @@ struct Level {
     sum += w * f, sum_possible += w * p, weight += w;
     least = std::min(least, f), most = std::max(most, f), least_possible = std::min(least_possible, p);
     distance = std::max(distance, r.distance);
+    covered = std::min(covered, r.covered);
     chebyshev = std::max(chebyshev, r.chebyshev), euclid = std::max(euclid, r.euclid);
     complete = complete && r.reached_possible == r.possible;
   }
@@ -77,6 +81,12 @@ class Geometry {
     r.tokens = BitMatrix::count(bits, tokens_);
     r.possible = possible(i);
     r.reached_possible = BitMatrix::count(bits, r.possible);
+    const int64_t before = BitMatrix::last_clear(bits, 0, std::min(i, tokens_));
+    if (before >= 0) r.covered = i - before - 1;
+    if (!causal_) {
+      const int64_t after = BitMatrix::first_clear(bits, i, tokens_);
+      if (after < tokens_) r.covered = std::min(r.covered, std::max<int64_t>(0, after - i - 1));
+    }
     if (r.tokens == 0) return r;
     const int64_t first = BitMatrix::first(bits, 0, tokens_), last = BitMatrix::last(bits, 0, tokens_);
     r.distance = static_cast<double>(std::max(std::abs(i - first), std::abs(last - i)));
@@ -117,6 +127,13 @@ class Geometry {
     const int64_t visible_blocks = causal_ ? block + 1 : nodes;
     r.possible = causal_ ? end : tokens_;
     r.reached_possible = tokens_in(visible_blocks);
+    // Of the block's first token backwards, of its last one forwards.
+    const int64_t before = BitMatrix::last_clear(bits, 0, std::min(block, nodes));
+    if (before >= 0) r.covered = begin - (before + 1) * size;
+    if (!causal_) {
+      const int64_t after = BitMatrix::first_clear(bits, block, nodes);
+      if (after < nodes) r.covered = std::min(r.covered, std::max<int64_t>(0, after * size - end));
+    }
     if (r.tokens == 0) return r;
     const int64_t first = BitMatrix::first(bits, 0, nodes), last = BitMatrix::last(bits, 0, nodes);
     r.distance = static_cast<double>(std::max(std::abs(end - 1 - first * size),
@@ -225,6 +242,7 @@ std::vector<Level> by_matrices(Context& ctx, const PairSet& pairs, const Geometr
     Level level;
     for (int64_t i = 0; i < sources; ++i)
       level.add(reach[static_cast<size_t>(i)], pairs.tokens, std::min(size, pairs.queries - i * size));
+    level.last_tokens = reach.back().tokens;
     levels.push_back(level);
   }
   return levels;
@@ -337,7 +355,9 @@ std::vector<Level> by_sources(const PairSet& pairs, const Geometry& geometry, in
       added.clear();
       for (const int64_t i : from) links.for_each(i, [&](const Interval& v) { spread.add(v, added); });
       std::swap(from, added);
-      level.add(geometry.of_tokens(spread.bits(), source), pairs.tokens, 1);
+      const Reach r = geometry.of_tokens(spread.bits(), source);
+      level.add(r, pairs.tokens, 1);
+      if (source == pairs.queries - 1) level.last_tokens = r.tokens;
     }
   }
   return levels;
@@ -374,9 +394,12 @@ class ReceptiveField final : public Analysis {
           "S_1(i) = union over heads of the tokens that output token i depends on\n"
           "S_d(i) = union over j in S_1(i) of S_{d-1}(j)      i itself is in S_1(i) with a residual "
           "connection\n"
-          "fraction_d = mean over i of |S_d(i)| / N;  distance_d = max over i and j in S_d(i) of |i - j|";
+          "fraction_d = mean over i of |S_d(i)| / N;  distance_d = max over i and j in S_d(i) of |i - j|\n"
+          "covered_d = greatest L such that every i reaches every token up to L before it (and, when not "
+          "causal, after it) that exists;  last_tokens_d = |S_d(N - 1)|";
       i.unit = "share of tokens; tokens";
-      i.headline = {"depth", "fraction_mean", "fraction_min", "max_distance", "complete_at_depth"};
+      i.headline = {"depth",        "fraction_mean",    "fraction_min",
+                    "max_distance", "covered_distance", "complete_at_depth"};
       const auto integer = [](const char* name, int64_t value, double min, double max, const char* meaning) {
         ParamSpec s;
         s.name = name;
@@ -483,6 +506,8 @@ class ReceptiveField final : public Analysis {
         put("fraction_of_earlier_min", l.least_possible);
       }
       put("max_distance", l.distance);
+      put("covered_distance", static_cast<double>(std::min(l.covered, geometry.tokens() - 1)));
+      if (l.last_tokens >= 0) put("last_tokens", static_cast<double>(l.last_tokens));
       if (geometry.has_grid()) {
         put("max_distance_chebyshev", l.chebyshev);
         put("max_distance_euclidean", l.euclid);

@@ -379,6 +379,28 @@ std::string analyses_section(const RunResult& run, Styles& styles) {
                      "What a token depends on after so many layers of the method, with residual "
                      "connections as the analysis was told."))
     figures.push_back(std::move(f));
+  for (std::string& f : curve_figures(
+           run, styles, "receptive_field", "covered_distance", "Distance without holes", {.title = "layers"},
+           {.title = "tokens", .log = true}, "Every token up to this distance is reached from every token."))
+    figures.push_back(std::move(f));
+  for (std::string& f :
+       curve_figures(run, styles, "attention_distance", "head_mean_distance", "Attention distance by head",
+                     {.title = "head"}, {.title = "mean distance, tokens", .from = 0}, ""))
+    figures.push_back(std::move(f));
+  for (std::string& f : curve_figures(
+           run, styles, "spectrum", "magnitude_by_radius", "Spectrum of the feature maps",
+           {.title = "radius, cycles over the map"}, {.title = "mean Fourier magnitude", .log = true},
+           "The constant part (radius 0) is left out."))
+    figures.push_back(std::move(f));
+  for (std::string& f :
+       curve_figures(run, styles, "spectrum", "head_low_share", "Low frequencies by head", {.title = "head"},
+                     {.title = "share of energy", .unit = AxisUnit::share, .from = 0, .to = 1},
+                     "Energy inside a quarter of the shorter side."))
+    figures.push_back(std::move(f));
+  for (std::string& f : curve_figures(run, styles, "energy_decay", "temporal", "Decay over time",
+                                      {.title = "frames apart, plus one"},
+                                      {.title = "mean weight, same place", .log = true}, ""))
+    figures.push_back(std::move(f));
   for (std::string& f :
        curve_figures(run, styles, "entropy", "head_mean_normalised", "Entropy by head", {.title = "head"},
                      {.title = "mean share of uniform", .unit = AxisUnit::share, .from = 0, .to = 1}, ""))

@@ -204,8 +204,18 @@ class Evaluator {
     const size_t dot = text.find('.');
     for (const AnalysisResult& a : measured(r).analyses) {
       if (a.analysis != text.substr(0, dot) || dot == std::string::npos) continue;
-      const auto it = a.scalars.find(text.substr(dot + 1));
+      const std::string key = text.substr(dot + 1);
+      const auto it = a.scalars.find(key);
       if (it != a.scalars.end()) return Figure::exactly(it->second);
+      // "curve[3]": the third value of a curve.
+      const size_t bracket = key.find('[');
+      const auto curve = a.series.find(key.substr(0, bracket));
+      if (bracket == std::string::npos || curve == a.series.end()) continue;
+      const long at = std::strtol(key.c_str() + bracket + 1, nullptr, 10);
+      if (at < 1 || static_cast<size_t>(at) > curve->second.size())
+        throw NotEvaluated{"'" + text + "' of case '" + r.spec.name + "' has the values 1 to " +
+                           std::to_string(curve->second.size())};
+      return Figure::exactly(curve->second[static_cast<size_t>(at) - 1]);
     }
     throw NotEvaluated{"case '" + r.spec.name + "' has no figure '" + text + "'"};
   }
@@ -258,10 +268,10 @@ ClaimResult::Verdict verdict(const Claim& c, double measured) {
 }  // namespace
 
 const CaseFunctions& claim_functions() {
-  static const CaseFunctions f{{"time", 0},   {"throughput", 0},      {"macs", 0},
-                               {"flops", 0},  {"counted_flops", 0},   {"matmul_flops", 0},
-                               {"params", 0}, {"memory", 0},          {"workspace", 0},
-                               {"error", 0},  {"gflops", 0},          {"percent_of_ceiling", 0},
+  static const CaseFunctions f{{"time", 0},   {"throughput", 0},     {"macs", 0},
+                               {"flops", 0},  {"counted_flops", 0},  {"matmul_flops", 0},
+                               {"params", 0}, {"memory", 0},         {"workspace", 0},
+                               {"error", 0},  {"gflops", 0},         {"percent_of_ceiling", 0},
                                {"scalar", 1}, {"percent_of_gemm", 0}};
   return f;
 }

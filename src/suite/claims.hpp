@@ -25,7 +25,9 @@ namespace attnbench {
 ///   error              largest relative L2 of the verification
 ///   gflops, percent_of_ceiling                       achieved rate and its share of what binds it
 ///   percent_of_gemm    achieved rate as a share of the gemm operator's large product in the case's dtype
-///   scalar             scalar(case, "entropy.mean"): a figure of an analysis
+///   scalar             scalar(case, "entropy.mean"): a figure of an analysis;
+///   "receptive_field.last_tokens[3]":
+///                      the third value of one of its curves
 const CaseFunctions& claim_functions();
 
 /// Whether `c` is what a claim means by `ref`: base or full name, and every bound axis value. The claim's own

@@ -100,6 +100,49 @@ TEST_CASE("a causal window reaches back by its width, and is complete when it re
   CHECK(r.scalars.at("fraction_mean") == Approx((n + 1) / (2.0 * n)));
 }
 
+TEST_CASE("covered distance: windows grow by their width, powers of two double, holes stop it") {
+  const int64_t n = 200;
+  const AnalysisResult window = reach(band(n, 6, 6), {{"depth", 5}});
+  const AnalysisResult sides = reach(band(n, 6, 2), {{"depth", 5}});
+  const AnalysisResult causal = reach(band(n, 6, 0), {{"depth", 5}}, true);
+  const auto powers = [n](int64_t, int64_t, int64_t i, Intervals& out) {
+    out.clear();
+    for (int64_t p = 1; p <= i; p *= 2) out.push_back({i - p, i - p + 1});
+    std::reverse(out.begin(), out.end());
+    out.push_back({i, i + 1});
+  };
+  const AnalysisResult power = reach(square(n, 1, powers), {{"depth", 5}}, true);
+  const AnalysisResult dilated = reach(square(n, 1,
+                                              [](int64_t, int64_t, int64_t i, Intervals& out) {
+                                                out.clear();
+                                                if (i >= 2) out.push_back({i - 2, i - 1});
+                                                out.push_back({i, i + 1});
+                                              }),
+                                       {{"depth", 5}}, true);
+  for (int64_t d = 1; d <= 5; ++d) {
+    const auto k = static_cast<size_t>(d - 1);
+    CHECK(window.series.at("covered_distance")[k] == static_cast<double>(6 * d));
+    CHECK(sides.series.at("covered_distance")[k] == static_cast<double>(2 * d));
+    CHECK(causal.series.at("covered_distance")[k] == static_cast<double>(6 * d));
+    CHECK(power.series.at("covered_distance")[k] == static_cast<double>((2 << d) - 2));
+    CHECK(dilated.series.at("covered_distance")[k] == 0);
+    CHECK(causal.series.at("last_tokens")[k] == static_cast<double>(6 * d + 1));
+    CHECK(dilated.series.at("last_tokens")[k] == static_cast<double>(d + 1));
+  }
+  CHECK(reach(band(64, 63, 63)).scalars.at("covered_distance") == 63);
+  // By blocks, and by sampled queries.
+  const AnalysisResult blocks = reach(square(64, 1,
+                                             [](int64_t, int64_t, int64_t i, Intervals& out) {
+                                               out = {{std::max<int64_t>(0, i / 4 - 2) * 4, i / 4 * 4 + 4}};
+                                             }),
+                                      {{"depth", 3}, {"block_size", 4}}, true);
+  CHECK(blocks.series.at("covered_distance") == std::vector<double>{8, 16, 24});
+  CHECK(blocks.series.at("last_tokens") == std::vector<double>{12, 20, 28});
+  const AnalysisResult sampled = reach(band(n, 6, 0), {{"depth", 5}, {"queries", n}}, true);
+  CHECK(sampled.series.at("covered_distance") == causal.series.at("covered_distance"));
+  CHECK(sampled.series.at("last_tokens") == causal.series.at("last_tokens"));
+}
+
 TEST_CASE("dense attention is complete at depth 1") {
   for (const int64_t n : {1, 2, 63, 64, 65, 130}) {
     const AnalysisResult r = reach(band(n, n, n));

@@ -37,7 +37,7 @@ RunResult run() {
   b.gflops = 150;
   b.percent_of_ceiling = 70;
   hilo.bound = b;
-  hilo.analyses.push_back({"entropy", {{"mean", 2.5}}, {}, {}});
+  hilo.analyses.push_back({"entropy", {{"mean", 2.5}}, {{"curve", {4, 5, 6}}}, {}});
   CaseResult sra = result("sra", 0.145, 0.144, 0.147);
   sra.ratio = Ratio{"hilo", 0.69, 0.68, 0.70, 50};  // paired: not 0.100 / 0.145
   CaseResult window = result("window", 0.2, 0.19, 0.21);
@@ -103,6 +103,8 @@ TEST_CASE("every figure of a case") {
   CHECK(value("percent_of_ceiling(hilo)") == 70);
   CHECK(value("percent_of_gemm(hilo)") == Approx(100 * 150.0 / 200));
   CHECK(value("scalar(hilo, \"entropy.mean\")") == 2.5);
+  CHECK(value("scalar(hilo, \"entropy.curve[1]\")") == 4);
+  CHECK(value("scalar(hilo, \"entropy.curve[3]\")") == 6);
   CHECK(value("macs(bad)") == 77);  // a closed form needs no measurement
   CHECK(value("-log(2) * 2 + 3 - abs(-1) / 4") == Approx(3 - 2 * std::log(2) - 0.25));
   CHECK(value("min(time(hilo), 5, 2) + max(1, 2)") == Approx(2.1));
@@ -263,6 +265,8 @@ TEST_CASE("what cannot be evaluated says why") {
   CHECK_THAT(reason("gflops(window)"), ContainsSubstring("has no rate"));
   CHECK_THAT(reason("scalar(hilo, \"entropy.max\")"), ContainsSubstring("has no figure 'entropy.max'"));
   CHECK_THAT(reason("scalar(window, \"entropy.mean\")"), ContainsSubstring("has no figure"));
+  CHECK_THAT(reason("scalar(hilo, \"entropy.curve[4]\")"), ContainsSubstring("has the values 1 to 3"));
+  CHECK_THAT(reason("scalar(hilo, \"entropy.curve\")"), ContainsSubstring("has no figure"));
   CHECK_THAT(reason("1 / (time(hilo) - 0.1)"), ContainsSubstring("division by zero"));
   CHECK_THAT(reason("log(0 - time(hilo))"), ContainsSubstring("the logarithm"));
   CHECK_THAT(reason("time(hilo) == 1"), ContainsSubstring("no meaning"));

@@ -1,0 +1,170 @@
+// How far away the weight of attention rows lies, along the sequence or on the grid of tokens.
+#include <fmt/core.h>
+
+#include <cmath>
+
+#include "analysis/analysis.hpp"
+#include "analysis/attention_rows_stream.hpp"
+#include "analysis/summary.hpp"
+
+namespace attnbench {
+
+namespace {
+
+/// Distance between tokens: Euclidean on a grid, |i - j| along a sequence.
+class Distance {
+ public:
+  Distance(std::vector<int64_t> grid, int64_t tokens) {
+    int64_t product = 1;
+    for (const int64_t g : grid) product *= g;
+    if (!grid.empty() && product == tokens) grid_ = std::move(grid);
+  }
+  bool on_grid() const { return !grid_.empty(); }
+  /// Of query i to every key.
+  void from(int64_t i, int64_t offset, std::vector<double>& out) const {
+    const auto n = static_cast<int64_t>(out.size());
+    if (!on_grid()) {
+      for (int64_t j = 0; j < n; ++j)
+        out[static_cast<size_t>(j)] = std::abs(static_cast<double>(i + offset - j));
+      return;
+    }
+    std::vector<int64_t> at(grid_.size()), to(grid_.size(), 0);
+    for (size_t k = grid_.size(), rest = static_cast<size_t>(i); k-- > 0;) {
+      at[k] = static_cast<int64_t>(rest % static_cast<size_t>(grid_[k]));
+      rest /= static_cast<size_t>(grid_[k]);
+    }
+    for (int64_t j = 0; j < n; ++j) {
+      double square = 0;
+      for (size_t k = 0; k < grid_.size(); ++k) {
+        const auto d = static_cast<double>(at[k] - to[k]);
+        square += d * d;
+      }
+      out[static_cast<size_t>(j)] = std::sqrt(square);
+      for (size_t k = grid_.size(); k-- > 0;) {
+        if (++to[k] < grid_[k]) break;
+        to[k] = 0;
+      }
+    }
+  }
+
+ private:
+  std::vector<int64_t> grid_;
+};
+
+class AttentionDistance final : public Analysis {
+ public:
+  const AnalysisInfo& info() const override {
+    static const AnalysisInfo info = [] {
+      AnalysisInfo i;
+      i.id = "attention_distance";
+      i.title = "Distance of attention";
+      i.summary =
+          "How far away queries look: the mean distance of the attended tokens, weighted by attention, by "
+          "head "
+          "and over all; Euclidean on the grid of images and videos, along the sequence elsewhere. And the "
+          "share of the weight in each octave of distance.";
+      i.formula =
+          "D_i = sum_j p_ij |i - j| / sum_j p_ij            rows without weight left out\n"
+          "relative = mean of D_i over mean over i and all j of |i - j|      1: as a uniform row\n"
+          "octave 1: distance below 1; octave k: [2^(k - 2), 2^(k - 1))";
+      i.unit = "tokens";
+      i.headline = {"mean_distance", "p5_distance", "p95_distance", "relative_distance"};
+      ParamSpec queries;
+      queries.name = "queries";
+      queries.type = ParamSpec::Type::integer;
+      queries.default_value = 1024;
+      queries.min = 0;
+      queries.meaning = "queries a head, in runs of 16 spread evenly; 0: all";
+      i.params = {queries};
+      return i;
+    }();
+    return info;
+  }
+
+  AnalysisResult compute(Context& ctx, Instance& instance, const Problem&,
+                         const Params& params) const override {
+    const std::optional<PairSet> pairs = instance.pairs();
+    if (!pairs) throw Unsupported("attention_distance: the method has no pairs of tokens");
+    const int64_t n = pairs->queries, m = pairs->tokens, heads = pairs->heads;
+    if (n < 1 || m < 1) throw Unsupported("attention_distance: there are no tokens");
+    AnalysisResult r;
+    r.analysis = info().id;
+    const RowSample sample{params.integer("queries")};
+    const Distance distance(n == m ? pairs->grid : std::vector<int64_t>{}, m);
+    std::vector<double> all, own, away(static_cast<size_t>(m)), octaves;
+    double uniform = 0;
+    int64_t rows = 0, empty = 0, pooled = 0, not_finite = 0;
+    for (int64_t h = 0; h < heads; ++h) {
+      own.clear();
+      const bool there = for_rows(
+          ctx, instance, pairs->batch, h, n, m, sample, [&](int64_t, int64_t, int64_t i, const float* row) {
+            // Where they differ in number, the last query stands at the last key.
+            distance.from(i, m - n, away);
+            double mass = 0, sum = 0, mean = 0;
+            for (int64_t j = 0; j < m; ++j) {
+              const double d = away[static_cast<size_t>(j)], p = static_cast<double>(row[j]);
+              mean += d;
+              mass += p;
+              sum += p * d;
+            }
+            if (!std::isfinite(sum)) {
+              ++not_finite;
+              return;
+            }
+            if (mass <= 0) {
+              ++empty;
+              return;
+            }
+            for (int64_t j = 0; j < m; ++j) {
+              if (row[j] <= 0) continue;
+              const double d = away[static_cast<size_t>(j)];
+              const size_t octave = d < 1 ? 0 : static_cast<size_t>(std::ilogb(d)) + 1;
+              if (octaves.size() <= octave) octaves.resize(octave + 1, 0.0);
+              octaves[octave] += static_cast<double>(row[j]) / mass;
+            }
+            own.push_back(sum / mass);
+            uniform += mean / static_cast<double>(m);
+            ++rows;
+          });
+      if (!there) {
+        ++pooled;
+        r.series["head_mean_distance"].push_back(0);
+        continue;
+      }
+      all.insert(all.end(), own.begin(), own.end());
+      r.series["head_mean_distance"].push_back(own.empty() ? 0 : summarize(own).mean);
+    }
+    if (pooled == heads)
+      throw Unsupported(
+          "attention_distance: the method has no attention rows over tokens (pooled keys have no one place)");
+    if (pooled > 0)
+      r.notes["heads"] = fmt::format(
+          "{} of {} heads have keys that are not tokens (pooled or padded); they count as 0 in "
+          "head_mean_distance and nowhere else",
+          pooled, heads);
+    if (rows == 0) throw Unsupported("attention_distance: no row has a finite weight");
+    const Summary s = summarize(all);
+    r.scalars["mean_distance"] = s.mean;
+    r.scalars["min_distance"] = s.min;
+    r.scalars["p5_distance"] = s.p5;
+    r.scalars["p50_distance"] = s.p50;
+    r.scalars["p95_distance"] = s.p95;
+    r.scalars["max_distance"] = s.max;
+    r.scalars["relative_distance"] = uniform > 0 ? s.mean * static_cast<double>(rows) / uniform : 0;
+    r.scalars["rows"] = static_cast<double>(rows);
+    for (double& o : octaves) o /= static_cast<double>(rows);
+    r.series["mass_by_octave"] = octaves;
+    r.notes["distance"] = distance.on_grid() ? "Euclidean on the grid of tokens" : "along the sequence";
+    if (sample.queries > 0 && sample.queries < n)
+      r.notes["queries"] = fmt::format("{} of {} queries a head, in runs spread evenly", sample.queries, n);
+    if (empty > 0) r.notes["rows_empty"] = fmt::format("{} rows see no key and are left out", empty);
+    if (not_finite > 0)
+      r.notes["rows_not_finite"] = fmt::format("{} rows are NaN or infinite and are left out", not_finite);
+    return r;
+  }
+};
+ATTNBENCH_ANALYSIS(AttentionDistance);
+
+}  // namespace
+
+}  // namespace attnbench

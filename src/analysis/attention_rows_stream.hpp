@@ -1,0 +1,55 @@
+// Streams attention rows of an instance in bounded memory, a spread of the queries at a time. What analyses
+// of weights share; not an analysis.
+#pragma once
+#include <algorithm>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "methods/method.hpp"
+
+namespace attnbench {
+
+/// Which rows to look at: every query, or `queries` of them in short runs spread evenly.
+struct RowSample {
+  int64_t queries = 0;  ///< 0: all
+  /// Consecutive queries share what a method widens for a call.
+  static constexpr int64_t kRun = 16;
+  static constexpr int64_t kFloats = int64_t{1} << 20;  ///< in flight: 4 MiB
+};
+
+/// Calls visit(b, h, i, row) with the probabilities of every sampled query of head h, `keys` of them. Returns
+/// false when the method has no rows, or fewer or more columns than `keys` in this head.
+template <class F>
+bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_t queries, int64_t keys,
+              const RowSample& sample, F&& visit) {
+  if (keys <= 0 || instance.keys(h) != keys) return false;
+  std::vector<float> block;
+  const auto range = [&](int64_t b, int64_t begin, int64_t end) {
+    const int64_t step = std::max<int64_t>(1, RowSample::kFloats / keys);
+    for (int64_t q = begin; q < end; q += step) {
+      const int64_t last = std::min(q + step, end);
+      if (!instance.rows(ctx, b, h, q, last, block)) return false;
+      if (block.size() != static_cast<size_t>((last - q) * keys))
+        throw Error("rows() gave " + std::to_string(block.size()) + " values for " +
+                    std::to_string(last - q) + " queries of " + std::to_string(keys) + " keys");
+      for (int64_t i = q; i < last; ++i) visit(b, h, i, block.data() + (i - q) * keys);
+    }
+    return true;
+  };
+  for (int64_t b = 0; b < batch; ++b) {
+    if (sample.queries == 0 || sample.queries >= queries) {
+      if (!range(b, 0, queries)) return false;
+      continue;
+    }
+    const int64_t runs = (sample.queries + RowSample::kRun - 1) / RowSample::kRun;
+    for (int64_t r = 0; r < runs; ++r) {
+      const int64_t length = std::min(RowSample::kRun, sample.queries - r * RowSample::kRun);
+      const int64_t begin = runs == 1 ? (queries - length) / 2 : r * (queries - length) / (runs - 1);
+      if (!range(b, begin, begin + length)) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace attnbench
