@@ -96,7 +96,7 @@ void check_mask(const BlockMask& mask, const AttentionSizes& s, const AttentionA
     for (int a = 0; a < r.rank; ++a) {
       const size_t i = static_cast<size_t>(a);
       if (r.grid[i] < 1 || r.window[i] < 1 || r.dilation[i] < 1 || r.stride[i] < 1 ||
-          r.window[i] * r.dilation[i] > r.grid[i] || r.stride[i] > r.window[i])
+          (r.window[i] * r.dilation[i] > r.grid[i] && !r.cut_axis[i]) || r.stride[i] > r.window[i])
         refuse("rule axis " + std::to_string(a) +
                " needs 1 <= window * dilation <= grid and 1 <= stride <= "
                "window; it has grid " +

@@ -102,7 +102,7 @@ void check_rule(const ElementRule& r, int64_t n, int64_t m) {
       const std::string axis = "neighbourhood axis " + std::to_string(a) + ": ";
       if (r.grid[i] < 1 || r.window[i] < 1 || r.dilation[i] < 1 || r.stride[i] < 1)
         throw UsageError(axis + "grid, window, dilation and stride must be 1 or more");
-      if (r.window[i] * r.dilation[i] > r.grid[i])
+      if (r.window[i] * r.dilation[i] > r.grid[i] && !r.cut_axis[i])
         throw UsageError(axis + "window " + std::to_string(r.window[i]) + " times dilation " +
                          std::to_string(r.dilation[i]) + " exceeds the grid's " + std::to_string(r.grid[i]));
       if (r.stride[i] > r.window[i])

@@ -35,6 +35,9 @@ struct ElementRule {
   int rank = 0;
   std::array<int64_t, 3> grid{1, 1, 1}, window{1, 1, 1}, dilation{1, 1, 1}, stride{1, 1, 1};
   std::array<bool, 3> causal_axis{false, false, false};
+  /// The window is cut at the ends of the axis (of the dilation group) instead of shifted inward: queries
+  /// near them see fewer keys.
+  std::array<bool, 3> cut_axis{false, false, false};
 
   /// segments: i32 [B or 1, N] and [B or 1, M]; only equal ids see each other.
   Tensor segment_q, segment_k;

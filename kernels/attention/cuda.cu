@@ -42,7 +42,7 @@ DeviceRule rule_of(const ElementRule& r, bool paged, int64_t n, int64_t m) {
     const size_t i = static_cast<size_t>(a);
     x.grid[a] = static_cast<int>(r.grid[i]), x.window[a] = static_cast<int>(r.window[i]);
     x.dilation[a] = static_cast<int>(r.dilation[i]), x.stride[a] = static_cast<int>(r.stride[i]);
-    x.causal_axis[a] = r.causal_axis[i];
+    x.causal_axis[a] = r.causal_axis[i], x.cut_axis[a] = r.cut_axis[i];
   }
   if (r.segment_q) {
     x.segment_q = r.segment_q.data<int32_t>(), x.segment_k = r.segment_k.data<int32_t>();

@@ -45,7 +45,7 @@ struct DeviceRule {
   int64_t left = -1, right = -1, sinks = 0;
   int rank = 0;
   int grid[3] = {1, 1, 1}, window[3] = {1, 1, 1}, dilation[3] = {1, 1, 1}, stride[3] = {1, 1, 1};
-  bool causal_axis[3] = {false, false, false};
+  bool causal_axis[3] = {false, false, false}, cut_axis[3] = {false, false, false};
   const int32_t *segment_q = nullptr, *segment_k = nullptr;
   int64_t segment_q_b = 0, segment_q_x = 0, segment_k_b = 0, segment_k_x = 0;
   const uint8_t* bitmap = nullptr;
@@ -166,7 +166,9 @@ __device__ inline AxisRun axis_run(const DeviceRule& r, int a, int x) {
     begin = max(leader - w + 1, 0), end = at + 1;
   } else {
     const int leader = min(at / s * s + s / 2, size - 1);
-    begin = max(0, min(leader - w / 2, max(size - w, 0))), end = min(begin + w, size);
+    begin = leader - w / 2;
+    if (!r.cut_axis[a]) begin = min(begin, max(size - w, 0));
+    end = min((r.cut_axis[a] ? begin : max(begin, 0)) + w, size), begin = max(begin, 0);
   }
   return {g * ((r.grid[a] + d - 1) / d) + begin, max(end - begin, 0)};
 }

@@ -27,8 +27,11 @@ inline AxisWindow axis_window(const ElementRule& r, int a, int64_t x) {
     end = p + 1;
   } else {
     const int64_t leader = std::min(p / s * s + s / 2, group - 1);
-    begin = std::clamp<int64_t>(leader - w / 2, 0, std::max<int64_t>(group - w, 0));
-    end = std::min(begin + w, group);
+    begin = leader - w / 2;
+    if (!r.cut_axis[i]) begin = std::min(begin, std::max<int64_t>(group - w, 0));
+    // Cut, the window ends where it would; shifted, it keeps its length.
+    end = std::min((r.cut_axis[i] ? begin : std::max<int64_t>(begin, 0)) + w, group);
+    begin = std::max<int64_t>(begin, 0);
   }
   return {begin * d + g, (end - 1) * d + g + 1, d};
 }

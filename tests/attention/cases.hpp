@@ -188,13 +188,17 @@ inline void random_neighbourhood(Case& c, Random& r, Sizes& s, std::string& text
     const auto i = static_cast<size_t>(a);
     rule.grid[i] = r.integer(1, rule.rank == 1 ? 150 : rule.rank == 2 ? 14 : 6);
     rule.dilation[i] = r.chance(0.5) ? 1 : r.integer(1, std::min<int64_t>(3, rule.grid[i]));
-    rule.window[i] = r.integer(1, rule.grid[i] / rule.dilation[i]);
-    rule.stride[i] = r.chance(0.5) ? 1 : r.integer(1, rule.window[i]);
     rule.causal_axis[i] = r.chance(0.3);
+    rule.cut_axis[i] = !rule.causal_axis[i] && r.chance(0.3);
+    // A window that is cut may be longer than its axis.
+    rule.window[i] = r.integer(1, (rule.cut_axis[i] ? 2 : 1) * rule.grid[i] / rule.dilation[i]);
+    rule.stride[i] = r.chance(0.5) ? 1 : r.integer(1, rule.window[i]);
     s.n *= rule.grid[i];
     text += " " + std::to_string(rule.grid[i]) + "/" + std::to_string(rule.window[i]) + "/" +
             std::to_string(rule.dilation[i]) + "/" + std::to_string(rule.stride[i]) +
-            (rule.causal_axis[i] ? "c" : "");
+            (rule.causal_axis[i] ? "c"
+             : rule.cut_axis[i]  ? "x"
+                                 : "");
   }
   s.m = s.n;
 }

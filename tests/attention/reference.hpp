@@ -64,10 +64,10 @@ inline bool rule_lets(const ElementRule& r, int64_t b, int64_t h, int64_t batch,
     } else {
       const int64_t leader = std::min(stride_group + r.stride[A] / 2, size - 1);
       int64_t start = leader - r.window[A] / 2;
-      while (start + r.window[A] > size) --start;
-      while (start < 0) ++start;
-      for (int64_t p = start; p < std::min(size, start + r.window[A]); ++p)
-        seen |= group[static_cast<size_t>(p)] == xj;
+      while (!r.cut_axis[A] && start + r.window[A] > size) --start;
+      while (!r.cut_axis[A] && start < 0) ++start;
+      for (int64_t p = start; p < start + r.window[A]; ++p)
+        seen |= p >= 0 && p < size && group[static_cast<size_t>(p)] == xj;
     }
     if (!seen) return false;
   }
