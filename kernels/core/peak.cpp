@@ -16,6 +16,7 @@
 #include "kernels/core/backend.hpp"
 #include "kernels/core/isa.hpp"
 #include "kernels/core/peak_body.hpp"
+#include "kernels/core/stream_copy.hpp"
 #include "kernels/gemm/gemm.hpp"
 
 namespace attnbench {
@@ -144,8 +145,6 @@ double measure_copy_bandwidth(int threads, int64_t bytes) {
   const Tensor src = ctx.allocate(DType::u8, {bytes}), dst = ctx.allocate(DType::u8, {bytes});
   char* const s = static_cast<char*>(src.raw());
   char* const d = static_cast<char*>(dst.raw());
-  // From the size of the last-level cache on, non-temporal stores spare the ownership reads.
-  const bool streaming = bytes >= (int64_t{16} << 20);
   const int64_t part = ((bytes + threads - 1) / threads + 63) / 64 * 64;
   const auto pass = [&](bool first) {
 #pragma omp parallel for num_threads(threads) schedule(static, 1)
@@ -156,16 +155,10 @@ double measure_copy_bandwidth(int threads, int64_t bytes) {
         std::memset(d + begin, 2, static_cast<size_t>(end - begin));
         continue;
       }
-      int64_t i = begin;
-#if defined(__x86_64__)
-      if (streaming)
-        for (; i + 64 <= end; i += 64)
-          for (int v = 0; v < 64; v += 16)
-            _mm_stream_si128(reinterpret_cast<__m128i*>(d + i + v),
-                             _mm_load_si128(reinterpret_cast<const __m128i*>(s + i + v)));
-      _mm_sfence();
-#endif
-      std::memcpy(d + i, s + i, static_cast<size_t>(end - i));
+      if (bytes >= kStreamFrom)
+        stream_copy(d + begin, s + begin, end - begin);
+      else
+        std::memcpy(d + begin, s + begin, static_cast<size_t>(end - begin));
     }
   };
   pass(true);

@@ -3,6 +3,7 @@
 
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/core/parallel.hpp"
+#include "kernels/core/stream_copy.hpp"
 #include "kernels/layout/layout.hpp"
 
 #define ATTNBENCH_ISA isa_base
@@ -107,7 +108,12 @@ void transpose_any(Context& ctx, const TransposeCopyArgs& args) {
   if (rows && outer == 1) {
     parallel_range(ctx.threads(), inner.extent, kParallelBytes / static_cast<int64_t>(sizeof(T)),
                    [&](int64_t begin, int64_t end) {
-                     std::memcpy(y + begin, x + begin, static_cast<size_t>(end - begin) * sizeof(T));
+                     const int64_t bytes = (end - begin) * static_cast<int64_t>(sizeof(T));
+                     if (inner.extent * static_cast<int64_t>(sizeof(T)) >= kStreamFrom)
+                       stream_copy(reinterpret_cast<char*>(y + begin),
+                                   reinterpret_cast<const char*>(x + begin), bytes);
+                     else
+                       std::memcpy(y + begin, x + begin, static_cast<size_t>(bytes));
                    });
     return;
   }

@@ -1,7 +1,8 @@
-// Methods that are one operator each: what the machine makes of a product, a norm, a softmax, pooling or a
-// transform alone, so that the parts of methods can be measured, verified and claimed like methods.
+// Methods that are one operator each: what the machine makes of a copy, a product, a norm, a softmax, pooling
+// or a transform alone, so that the parts of methods can be measured, verified and claimed like methods.
 #include "kernels/fft/fft.hpp"
 #include "kernels/gemm/gemm.hpp"
+#include "kernels/layout/layout.hpp"
 #include "kernels/norm/norm.hpp"
 #include "kernels/pool/pool.hpp"
 #include "kernels/softmax/softmax.hpp"
@@ -97,6 +98,48 @@ class Linear final : public Method {
   };
 };
 ATTNBENCH_METHOD(Linear);
+
+// ---- copy ----
+
+class Copy final : public Method {
+ public:
+  const MethodInfo& info() const override {
+    static const MethodInfo info = [] {
+      MethodInfo m = describe(
+          "copy", "Copy of tokens",
+          "Every value is read and written once. Interleaved with a case that is bound by "
+          "memory it says what share of the copy rate that case has at the same moment, "
+          "which a ceiling measured some seconds earlier can not on a shared machine.",
+          "y = x", "No FLOPs; x read once, y written once.", {ProblemKind::sequence, ProblemKind::image});
+      m.example.length = 70;
+      m.example.channels = 96;
+      return m;
+    }();
+    return info;
+  }
+  std::unique_ptr<Instance> make(Context& ctx, const Problem& p, const Params&) const override {
+    require_kind(info(), p);
+    require_extent(info(), p.channels, "channels");
+    require_extent(info(), p.tokens(), p.kind == ProblemKind::sequence ? "length" : "grid");
+    return std::make_unique<Run>(ctx, p);
+  }
+
+ private:
+  class Run final : public OperatorInstance {
+   public:
+    Run(Context& ctx, const Problem& p) {
+      const Shape x{p.batch, p.tokens(), p.channels};
+      shape(ctx, x, x, p.dtype, "tokens [B, N, C]");
+    }
+    void run(Context& ctx) override { transpose_copy(ctx, {input("x"), y_}); }
+    ClosedForm cost() const override {
+      ClosedForm c;
+      c.cost.bytes_read = c.cost.bytes_written = y_.nbytes();
+      return c;
+    }
+  };
+};
+ATTNBENCH_METHOD(Copy);
 
 // ---- norm ----
 

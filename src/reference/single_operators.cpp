@@ -1,4 +1,4 @@
-// References of the methods that are one operator: linear, norm, row_softmax, avg_pool, spectrum.
+// References of the methods that are one operator: copy, linear, norm, row_softmax, avg_pool, spectrum.
 #include <algorithm>
 #include <cmath>
 #include <complex>
@@ -18,6 +18,11 @@ RefMap linear_reference(const Problem&, const Params&, const RefMap& inputs, con
   return {{"y", y}};
 }
 ATTNBENCH_REFERENCE(linear, linear_reference);
+
+RefMap copy_reference(const Problem&, const Params&, const RefMap& inputs, const RefMap&) {
+  return {{"y", inputs.at("x")}};
+}
+ATTNBENCH_REFERENCE(copy, copy_reference);
 
 RefMap norm_reference(const Problem&, const Params& params, const RefMap& inputs, const RefMap& weights) {
   const RefTensor& x = inputs.at("x");

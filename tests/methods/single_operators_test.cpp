@@ -36,6 +36,8 @@ TEST_CASE("methods of one operator equal their references and their closed forms
   const DType dtype = GENERATE(DType::f32, DType::bf16, DType::f16);
   for (const auto& [batch, n, c] : {std::array<int64_t, 3>{1, 1, 1}, {2, 33, 70}, {3, 7, 129}}) {
     INFO(batch << " x " << n << " x " << c);
+    Trial copied = make_trial("copy", tokens(batch, n, c, dtype));
+    check_trial(copied, 1);
     for (const Value& out : {Value(), Value(1), Value(45)}) {
       Trial t = make_trial("linear", tokens(batch, n, c, dtype), {{"out", out}});
       check_trial(t, 1);
