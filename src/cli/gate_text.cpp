@@ -170,6 +170,44 @@ std::string gate_markdown(const GateReport& r, GateAnswer a) {
                            100 * r.rules.false_discovery_rate);
 }
 
+JunitGroup gate_junit(const std::string& suite, const GateReport& r, GateAnswer a, bool allow_missing) {
+  using O = JunitTest::Outcome;
+  JunitGroup group{suite + ".regressions", {}};
+  for (const GateRow& row : r.rows) {
+    JunitTest t{.outcome = O::passed, .name = row.name, .type = {}, .message = row.note, .output = {}};
+    t.seconds = row.now_s;
+    if (row.state == GateRow::State::compared) {
+      const Judgement& j = row.judgement;
+      t.type = row.unconfirmed ? "unconfirmed" : std::string(name(j.verdict));
+      const std::string figures = fmt::format(
+          "{}{}: {} [{}, {}], {} before, {} now, against {}, threshold {:.3g}%", name(j.verdict),
+          row.confirmed ? " (confirmed)" : "", change_text(j.change), change_text(j.low), change_text(j.high),
+          seconds_text(row.before_s), seconds_text(row.now_s), how_text(row), 100 * r.rules.threshold);
+      if (j.verdict == Verdict::slower)
+        t.outcome = O::failure, t.message = figures;
+      else if (row.unconfirmed)
+        t.outcome = O::error;
+      t.output = figures;
+    } else {
+      t.type = std::string(name(row.state));
+      const bool fails = row.state != GateRow::State::fresh && !allow_missing;
+      t.outcome = fails ? O::error : O::skipped;
+      if (t.message.empty()) t.message = "nothing to compare with yet";
+    }
+    group.tests.push_back(std::move(t));
+  }
+  if (r.empty() && a != GateAnswer::pass) {
+    JunitTest t{.outcome = O::error,
+                .name = "the gate",
+                .type = "empty",
+                .message = "nothing was compared",
+                .output = {}};
+    for (const std::string& note : r.notes) t.output += (t.output.empty() ? "" : "; ") + note;
+    group.tests.push_back(std::move(t));
+  }
+  return group;
+}
+
 Json gate_json(const GateReport& r) {
   Json cases = Json::array();
   for (const GateRow& row : r.rows) {
