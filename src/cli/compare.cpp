@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
@@ -82,15 +83,9 @@ int compare_files(const Options& o, const GlobalOptions& global) {
     const History history(o.history);
     for (BaselineCase& c : baseline.cases) {
       c.calibration = history.calibration(c.id, after.environment.machine_id);
-      if (c.calibration) continue;
-      // Earlier runs tell the spread just as well; the level stays that of the file.
-      std::vector<double> logs;
-      for (const HistoryPoint& p :
-           history.points_of_case(c.id, after.environment.machine_id, o.branch, kPointsForVerdict))
-        if (p.status == CaseStatus::ok && p.median_s > 0) logs.push_back(std::log(p.median_s));
-      if (logs.size() < 3) continue;
-      const Level level = current_level(logs, rules.threshold);
-      c.calibration = Calibration{level.spread.sigma, static_cast<int>(level.spread.dof) + 1, 0, ""};
+      // Earlier runs tell the spread; the level stays that of the file.
+      c.spread_points =
+          history.points_of_case(c.id, after.environment.machine_id, o.branch, kPointsForVerdict);
     }
   }
   GateReport report = compare(after, baseline, rules);
@@ -169,11 +164,15 @@ Baseline baseline_from(const Options& o, const RunResult& run, std::vector<std::
   std::vector<RunResult> runs;
   std::string names;
   for (const std::string& file : o.against) {
-    if (::access(file.c_str(), F_OK) != 0) {
+    // A file of no bytes is a history that another job is making just now.
+    std::error_code failed;
+    const bool there = ::access(file.c_str(), F_OK) == 0;
+    if (!there || std::filesystem::file_size(file, failed) == 0) {
       if (!o.allow_empty && o.baseline_binary.empty())
-        throw DataError("there is no history and no results file '" + file +
-                        "'; `attnbench history add` makes a history, --allow-empty lets a first run pass");
-      notes.push_back("there is no file '" + file + "' yet");
+        throw DataError((there ? "nothing is in '" + file + "' yet"
+                               : "there is no history and no results file '" + file + "'") +
+                        "; `attnbench history add` makes a history, --allow-empty lets a first run pass");
+      notes.push_back((there ? "nothing is in '" : "there is no file '") + file + "' yet");
       continue;
     }
     if (!is_results(file)) {
@@ -196,7 +195,7 @@ Baseline baseline_from(const Options& o, const RunResult& run, std::vector<std::
 }
 
 int check_one(const Options& o, const GlobalOptions& global, const std::string& file,
-              nlohmann::ordered_json& json_out, std::string& markdown) {
+              nlohmann::ordered_json& json_out, std::string& markdown, std::vector<JunitGroup>& junit) {
   const RunResult run = load(file);
   const GateRules rules = rules_of(o);
   std::vector<std::string> notes;
@@ -239,6 +238,7 @@ int check_one(const Options& o, const GlobalOptions& global, const std::string& 
   json_out.push_back(std::move(j));
   if (!global.json) print_data(gate_table(report, global.color, stdout_width()));
   markdown += gate_markdown(report, a);
+  junit.push_back(gate_junit(run.suite.name, report, a, o.allow_missing));
   const auto missing = report.count(GateRow::State::missing) + report.count(GateRow::State::not_measured);
   switch (a) {
     case GateAnswer::pass:
@@ -275,21 +275,23 @@ int check(const Options& o, const GlobalOptions& global) {
   if (!o.baseline_binary.empty() && ::access(o.baseline_binary.c_str(), X_OK) != 0)
     throw UsageError("--baseline-binary: '" + o.baseline_binary + "' is no program that can be run");
   for (const std::string& f : o.outputs) {
-    if (!f.ends_with(".md") && !f.ends_with(".json"))
-      throw UsageError("--output: '" + f + "' is neither .md nor .json");
+    if (!f.ends_with(".md") && !f.ends_with(".json") && !f.ends_with(".xml"))
+      throw UsageError("--output: '" + f + "' is none of .md, .json and .xml");
     require_writable(f);
   }
   nlohmann::ordered_json all = nlohmann::ordered_json::array();
   std::string markdown;
+  std::vector<JunitGroup> junit;
   int code = kDone;
   for (const std::string& file : o.results) {
-    const int c = check_one(o, global, file, all, markdown);
+    const int c = check_one(o, global, file, all, markdown, junit);
     // A regression says more than a gate that could not compare.
     if (c == kAnswerIsNo || code == kDone) code = c;
   }
   for (const std::string& f : o.outputs)
-    write_file_atomically(f,
-                          f.ends_with(".md") ? markdown : text_of(nlohmann::ordered_json{{"checks", all}}));
+    write_file_atomically(f, f.ends_with(".md")    ? markdown
+                             : f.ends_with(".xml") ? junit_xml("attnbench check", junit, "")
+                                                   : text_of(nlohmann::ordered_json{{"checks", all}}));
   if (global.json) print_json({{"checks", std::move(all)}});
   return code;
 }
@@ -359,7 +361,8 @@ const bool registered_check = register_command(
                         "cases of the baseline may be missing or without a time");
            sub.add_flag("--allow-empty", o->allow_empty,
                         "pass when there is nothing to compare with: a first run");
-           sub.add_option("-o,--output", o->outputs, "also write the report: .md for a pull request, .json")
+           sub.add_option("-o,--output", o->outputs,
+                          "also write the report: .md for a pull request, .xml (JUnit), .json")
                ->expected(1)
                ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
                ->type_name("FILE");

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "measure/statistics.hpp"
@@ -20,28 +21,71 @@ constexpr double kLeastDofForPrior = 3;
 // On a virtual machine with ordinary neighbours p95 lies 5 to 25% above p5 (suites/ci.yaml); from 35% on
 // something came and went.
 constexpr double kJitter = 0.3;
+// A neighbour that takes its share of every core leaves half: what a whole suite changed by beyond a factor
+// of two is not the machine's mood.
+constexpr double kMostDrift = 0.6931471805599453;
 
 struct Known {
-  std::vector<double> logs;  ///< of the current level
+  std::vector<double> logs;  ///< of the current level: a value per session, or per run where they are few
   double own_error = 0;      ///< typical error inside one of those runs
   double middle = 0;
   Spread history;
+  size_t sessions = 0, runs = 0;  ///< of the current level
+  bool drift_known() const { return sessions >= kLeastSessions; }
 };
 
 Known known_of(const std::vector<HistoryPoint>& points, double threshold) {
-  Known k;
-  std::vector<double> logs, errors;
+  struct Session {
+    Time begin = 0;
+    std::vector<double> logs, errors;
+  };
+  std::vector<Session> sessions;
   for (const HistoryPoint& p : points)
     if (p.status == CaseStatus::ok && p.median_s > 0) {
-      logs.push_back(std::log(p.median_s));
-      errors.push_back(log_error(p.ci_low_s, p.ci_high_s));
+      if (sessions.empty() || p.time >= sessions.back().begin + kSessionSeconds)
+        sessions.push_back({p.time, {}, {}});
+      sessions.back().logs.push_back(std::log(p.median_s));
+      sessions.back().errors.push_back(log_error(p.ci_low_s, p.ci_high_s));
     }
+  Known k;
+  std::vector<double> logs, errors;
+  std::vector<size_t> session_of, runs;  // of each value
+  const bool many = sessions.size() >= kLeastSessions;
+  for (size_t i = 0; i < sessions.size(); ++i) {
+    const Session& s = sessions[i];
+    if (many) {
+      logs.push_back(median(s.logs));
+      errors.push_back(median(s.errors));
+      session_of.push_back(i);
+      runs.push_back(s.logs.size());
+    } else {
+      logs.insert(logs.end(), s.logs.begin(), s.logs.end());
+      errors.insert(errors.end(), s.errors.begin(), s.errors.end());
+      session_of.insert(session_of.end(), s.logs.size(), i);
+      runs.insert(runs.end(), s.logs.size(), 1);
+    }
+  }
   if (logs.empty()) return k;
   const Level level = current_level(logs, threshold);
-  k.logs.assign(logs.begin() + static_cast<std::ptrdiff_t>(level.begin), logs.end());
-  k.own_error = median({errors.begin() + static_cast<std::ptrdiff_t>(level.begin), errors.end()});
+  const auto begin = static_cast<std::ptrdiff_t>(level.begin);
+  k.logs.assign(logs.begin() + begin, logs.end());
+  k.own_error = median({errors.begin() + begin, errors.end()});
   k.middle = level.middle;
   k.history = level.spread;
+  k.sessions = sessions.size() - session_of[level.begin];
+  k.runs = std::accumulate(runs.begin() + begin, runs.end(), size_t{0});
+  if (many && k.runs > k.sessions) {
+    // Medians of whole sessions scatter less than the single run that will stand beside them: what its runs
+    // differ by inside a session is added, less what is left of it in a median of so many.
+    double within = 0, dof = 0;
+    for (size_t i = session_of[level.begin]; i < sessions.size(); ++i) {
+      const Spread s = spread_of(sessions[i].logs, "");
+      within += s.dof * s.sigma * s.sigma, dof += s.dof;
+    }
+    const double share = 1 - static_cast<double>(k.sessions) / static_cast<double>(k.runs);
+    k.history.sigma = std::sqrt(k.history.sigma * k.history.sigma + share * within / dof);
+    k.history.source = fmt::format("{} earlier sessions", k.sessions);
+  }
   return k;
 }
 
@@ -55,13 +99,25 @@ Spread calibrated(const std::optional<Calibration>& c) {
   return {c->sigma, static_cast<double>(c->runs - 1), fmt::format("calibration of {} runs", c->runs)};
 }
 
+/// The spread of a case, from what is known of it. A calibration is runs of one session: it can show that
+/// runs differ by more than was thought, never that sessions differ by less.
+Spread spread_of_case(const Spread& prior, const Known& k, const std::optional<Calibration>& c,
+                      const Spread& assumed) {
+  Spread s = pooled({prior, k.history});
+  if (const Spread runs = calibrated(c); runs.sigma > s.sigma) s = pooled({s, runs});
+  if (k.drift_known()) return s;
+  if (s.sigma < assumed.sigma) s = assumed;
+  s.dof = std::min(s.dof, kPriorDof);
+  return s;
+}
+
 /// The difference of one run from a level, with every error in it.
 Difference difference_of(double now_log, double own_error, const Known& before, const Spread& spread) {
   const double n = static_cast<double>(before.logs.size());
   // Var(median of n) = pi / (2 n) of one for normal values, and no less than 1 / n.
   const double level = n <= 2 ? 1 / n : std::acos(-1.0) / (2 * n);
   // Scatter of this case's own medians contains what a run does not know of itself, another spread does not.
-  const bool contained = before.history.dof > 0;
+  const bool contained = before.history.dof > 0 && before.drift_known();
   const auto of_run = [&](double own) {
     const double between = spread.sigma * spread.sigma;
     return contained ? std::max(between, own * own) : between + own * own;
@@ -85,11 +141,11 @@ Baseline baseline_of_runs(const std::vector<RunResult>& runs, const std::string&
   for (size_t r = 0; r < runs.size(); ++r)
     for (const CaseResult& c : runs[r].cases) {
       const auto [it, is_new] = at.emplace(c.id, b.cases.size());
-      if (is_new) b.cases.push_back({c.id, c.spec.name, {}, {}, 0, std::nullopt, false});
+      if (is_new) b.cases.push_back({c.id, c.spec.name, {}, {}, {}, 0, std::nullopt, false});
       BaselineCase& known = b.cases[it->second];
       known.name = c.spec.name;
       HistoryPoint p;
-      p.time = static_cast<Time>(r);
+      p.time = runs[r].started_at.empty() ? static_cast<Time>(r) : parse_time(runs[r].started_at);
       p.status = c.status;
       if (c.time) {
         p.median_s = c.time->median_s, p.ci_low_s = c.time->ci_low_s, p.ci_high_s = c.time->ci_high_s;
@@ -121,8 +177,13 @@ Baseline baseline_of_history(const History& history, const std::string& branch, 
   for (const HistoryCase& c : history.cases(run.suite.name)) names[c.id] = c.name;
   size_t most = 0;
   const auto take = [&](const std::string& id, const std::string& name) {
-    BaselineCase c{id,   name, earlier(history.points_of_case(id, machine, branch, kPointsForVerdict, own)),
-                   {},   0,    history.calibration(id, machine),
+    BaselineCase c{id,
+                   name,
+                   earlier(history.points_of_case(id, machine, branch, kPointsForVerdict, own)),
+                   {},
+                   {},
+                   0,
+                   history.calibration(id, machine),
                    false};
     c.expected = !newest.empty() && !c.points.empty() && c.points.back().run == newest.back().id &&
                  c.points.back().status == CaseStatus::ok;
@@ -187,6 +248,10 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
     seen.insert(c.id);
     const auto it = before.find(c.id);
     Known k = it == before.end() ? Known{} : known_of(it->second->points, rules.threshold);
+    if (!k.logs.empty() && !it->second->spread_points.empty()) {
+      const Known other = known_of(it->second->spread_points, rules.threshold);
+      k.history = other.history, k.sessions = other.sessions;
+    }
     const bool timed = c.status == CaseStatus::ok && c.time && c.time->median_s > 0;
     if (timed) row.now_s = c.time->median_s;
     if (k.logs.empty()) {
@@ -200,7 +265,7 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
       row.note = fmt::format("{}: {}", name(c.status), c.reason.empty() ? "no time was measured" : c.reason);
     } else {
       row.before_s = std::exp(k.middle);
-      row.runs = static_cast<int>(k.logs.size());
+      row.runs = static_cast<int>(k.runs);
     }
     report.rows.push_back(std::move(row));
     known.push_back(std::move(k));
@@ -223,18 +288,23 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
   // scatters around its common change; else the assumption. Never less than assumed when it is a guess.
   std::vector<double> variances, ratios;
   for (size_t i = 0; i < known.size(); ++i) {
-    if (known[i].history.dof >= kLeastDofForPrior)
+    if (known[i].history.dof >= kLeastDofForPrior && known[i].drift_known())
       variances.push_back(known[i].history.sigma * known[i].history.sigma);
     if (report.rows[i].state == GateRow::State::compared)
       ratios.push_back(std::log(report.rows[i].now_s) - known[i].middle);
   }
-  Spread prior{rules.assumed_spread, kPriorDof, fmt::format("assumed {:.3g}%", 100 * rules.assumed_spread)};
-  if (variances.size() >= kLeastDofForPrior) {
-    prior = {std::sqrt(median(variances)), kPriorDof, "the suite's other cases"};
-  } else if (ratios.size() >= kLeastCasesForScatter) {
-    const double scatter = 1.4826 * median_absolute_deviation(ratios) / std::sqrt(2.0);
-    if (scatter > prior.sigma) prior = {scatter, kPriorDof, "the scatter of this suite"};
+  double scatter = 0, together = 0;
+  if (ratios.size() >= kLeastCasesForScatter) {
+    scatter = 1.4826 * median_absolute_deviation(ratios) / std::sqrt(2.0);
+    together = std::min(std::abs(median(ratios)), kMostDrift);
   }
+  const Spread assumed = scatter > rules.assumed_spread
+                             ? Spread{scatter, kPriorDof, "the scatter of this suite"}
+                             : Spread{rules.assumed_spread, kPriorDof,
+                                      fmt::format("assumed {:.3g}%", 100 * rules.assumed_spread)};
+  const Spread prior = variances.size() >= kLeastDofForPrior
+                           ? Spread{std::sqrt(median(variances)), kPriorDof, "the suite's other cases"}
+                           : assumed;
 
   std::vector<double> scatters, scatters_before;
   for (size_t i = 0; i < known.size(); ++i)
@@ -252,15 +322,15 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
                     100 * std::expm1(std::max(now_unsettled, before_unsettled))));
 
   std::vector<Difference> differences;
+  bool shifted = false;
   for (size_t i = 0; i < known.size(); ++i) {
     GateRow& row = report.rows[i];
     if (row.state != GateRow::State::compared) continue;
     const CaseResult& c = run.cases[i];
     const BaselineCase& b = *before.at(c.id);
-    row.spread = pooled({prior, known[i].history, calibrated(b.calibration)});
-    // A spread that is only assumed is doubted less where a whole suite scatters no more than it.
-    if (row.spread.dof <= kPriorDof)
-      row.spread.dof = std::max(kPriorDof, static_cast<double>(ratios.size()) - 1);
+    row.spread = spread_of_case(prior, known[i], b.calibration, assumed);
+    const double drift = known[i].drift_known() ? 0 : together;
+    shifted = shifted || drift > std::log1p(rules.threshold);
     const double own = log_error(c.time->ci_low_s, c.time->ci_high_s);
     Difference d = difference_of(std::log(row.now_s), own, known[i], row.spread);
     if (!c.time->raw_s.empty() && !b.raw_s.empty()) {
@@ -268,10 +338,16 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
       const double inside = bootstrap_log_ratio_error(c.time->raw_s, b.raw_s);
       d.sigma = std::max(d.sigma, inside);
     }
-    d.allowance = std::max(now_unsettled, before_unsettled);
+    d.allowance = std::max({now_unsettled, before_unsettled, drift});
     row.difference = d;
     differences.push_back(d);
   }
+  if (shifted)
+    report.notes.push_back(
+        fmt::format("all cases together changed by {:+.1f}%, and the baseline is of fewer than {} sessions: "
+                    "machine and program cannot be told apart; --confirm --baseline-binary does, or a longer "
+                    "history",
+                    100 * std::expm1(median(ratios)), kLeastSessions));
   const std::vector<Judgement> judged = judge(differences, rules);
   size_t next = 0;
   for (GateRow& row : report.rows)
@@ -320,11 +396,14 @@ std::string verdict_word(const CaseResult& c, const std::vector<HistoryPoint>& b
                          const std::optional<Calibration>& calibration, const GateRules& rules) {
   const Known k = known_of(before, rules.threshold);
   if (k.logs.empty() || !c.time || !(c.time->median_s > 0)) return "";
-  const Spread prior{rules.assumed_spread, kPriorDof, "assumed"};
+  const Spread assumed{rules.assumed_spread, kPriorDof, "assumed"};
   const Difference d =
       difference_of(std::log(c.time->median_s), log_error(c.time->ci_low_s, c.time->ci_high_s), k,
-                    pooled({prior, k.history, calibrated(calibration)}));
-  return std::string(name(judge_alone(d, rules).verdict));
+                    spread_of_case(assumed, k, calibration, assumed));
+  const Verdict v = judge_alone(d, rules).verdict;
+  // A case alone cannot tell a change of the machine from one of the program.
+  const bool change = v == Verdict::slower || v == Verdict::faster;
+  return std::string(name(change && !k.drift_known() ? Verdict::unsure : v));
 }
 
 }  // namespace attnbench

@@ -15,8 +15,10 @@ namespace attnbench {
 struct BaselineCase {
   std::string id, name;
   std::vector<HistoryPoint> points;  ///< oldest first; those without a time are passed over
-  std::vector<double> raw_s;         ///< samples, when there is one point and they were kept
-  double scatter = 0;                ///< sample_scatter of the newest point, where it is known
+  /// Where the level is that of `points` and the spread is learned from others: those.
+  std::vector<HistoryPoint> spread_points;
+  std::vector<double> raw_s;  ///< samples, when there is one point and they were kept
+  double scatter = 0;         ///< sample_scatter of the newest point, where it is known
   std::optional<Calibration> calibration;
   bool expected = false;  ///< the newest baseline run measured it: it may not be missing now
 };
@@ -69,6 +71,14 @@ struct GateReport {
 /// otherwise. What comes and goes for seconds can cover a whole case, whose own interval knows nothing of it
 /// then, but not a whole suite: the suite's upper decile is allowed for in every verdict of a single run.
 double sample_scatter(const Timing& t);
+
+/// Runs within a quarter of an hour are one session: they share the machine's mood, however many they are.
+/// Twenty-two runs of suites/trust.yaml, one after the other, stayed within 2%, but for eight in a row, which
+/// another job on the machine made 5 to 150% slower. So the spread is learned between sessions. With fewer
+/// than three it is not known: then it is no less than assumed, and what all cases of a suite changed by
+/// together, up to a factor of two, is allowed for.
+inline constexpr Time kSessionSeconds = 900;
+inline constexpr size_t kLeastSessions = 3;
 
 /// Compares every case. `baseline` may lack cases of the run and the other way round.
 GateReport compare(const RunResult& run, const Baseline& baseline, const GateRules& rules);

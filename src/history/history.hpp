@@ -42,8 +42,8 @@ struct HistoryPoint {
   std::string verdict;
 };
 
-/// So many points before a run are looked at for its verdict: a month of daily runs.
-inline constexpr size_t kPointsForVerdict = 32;
+/// So many points before a run are looked at for its verdict: two months of daily runs.
+inline constexpr size_t kPointsForVerdict = 64;
 
 struct HistorySuite {
   std::string name, title;

@@ -6,6 +6,7 @@
 #include "../history/sample_history.hpp"
 #include "drive.hpp"
 #include "report/results_json.hpp"
+#include "tests/report/junit_shape.hpp"
 
 using namespace attnbench;
 using Json = nlohmann::json;
@@ -77,6 +78,15 @@ TEST_CASE("the four situations of a gate in CI") {
   CHECK_THAT(drive::read(report), ContainsSubstring("| a |"));
   CHECK_THAT(drive::read(report), ContainsSubstring("regression"));
   CHECK_THAT(r.err, ContainsSubstring("1 of 2 cases became slower"));
+  // The same for tools that read JUnit.
+  const std::string junit = (folder / "gate.xml").string();
+  CHECK(drive::program({"check", run(21, 0.0125, 0.02), "--against", db, "-o", junit}).code == 1);
+  std::string xml = drive::read(junit);
+  require_junit(xml);
+  CHECK_THAT(xml,
+             ContainsSubstring("<testsuite name=\"ci.regressions\" tests=\"2\" failures=\"1\" errors=\"0\""));
+  CHECK_THAT(xml, ContainsSubstring("<failure type=\"slower\" message=\"slower: +24."));
+  CHECK_THAT(xml, ContainsSubstring("same: "));
   // Faster code passes.
   r = drive::program({"check", run(22, 0.007, 0.02), "--against", db});
   CHECK(r.code == 0);
@@ -88,6 +98,15 @@ TEST_CASE("the four situations of a gate in CI") {
   CHECK_THAT(r.out, ContainsSubstring("missing"));
   CHECK(drive::program({"check", (folder / "one.json").string(), "--against", db, "--allow-missing"}).code ==
         0);
+  // Nor does it in JUnit, where a hostile name is text.
+  const std::string odd = put(folder, "odd.json", sample_history_run(86400 * 24, {{"<a> & \"b\"", 0.01}}));
+  CHECK(drive::program({"check", odd, "--against", db, "-o", junit}).code == 2);
+  xml = drive::read(junit);
+  require_junit(xml);
+  CHECK(markup::count(xml, "<error type=\"missing\"") == 2);
+  CHECK(markup::count(xml, "<error type=\"empty\"") == 1);
+  CHECK(markup::count(xml, "<skipped>") == 1);
+  CHECK_THAT(xml, ContainsSubstring("errors=\"3\""));
 }
 
 TEST_CASE("compare two files") {

@@ -20,6 +20,8 @@ const GateRow& row_of(const GateReport& r, const std::string& name) {
   throw Error("no row '" + name + "'");
 }
 
+constexpr Time day(int n) { return Time{86400} * n; }
+
 /// A history of `runs` runs of three cases that scatter by half a percent.
 void fill(History& h, int runs, const std::string& machine = "m1") {
   AddOptions o;
@@ -28,7 +30,7 @@ void fill(History& h, int runs, const std::string& machine = "m1") {
     const auto at = [&](double t, uint64_t stream) {
       return t * std::exp(0.005 * random_normal(1, stream, static_cast<uint64_t>(i)));
     };
-    h.add(sample_history_run(1000 + i, {{"a", at(0.01, 1)}, {"b", at(0.02, 2)}, {"c", at(0.5, 3)}}, "r1",
+    h.add(sample_history_run(day(1000 + i), {{"a", at(0.01, 1)}, {"b", at(0.02, 2)}, {"c", at(0.5, 3)}}, "r1",
                              machine),
           o);
   }
@@ -40,7 +42,8 @@ TEST_CASE("a run is judged against the history of its machine and branch") {
   const drive::TempFolder folder;
   History h(folder / "h.db", History::Mode::create);
   fill(h, 12);
-  const RunResult run = sample_history_run(9000, {{"a", 0.0101}, {"b", 0.024}, {"c", 0.4}, {"d", 1}}, "r2");
+  const RunResult run =
+      sample_history_run(day(9000), {{"a", 0.0101}, {"b", 0.024}, {"c", 0.4}, {"d", 1}}, "r2");
   const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
   CHECK(row_of(r, "a").judgement.verdict == Verdict::same);
   CHECK(row_of(r, "b").judgement.verdict == Verdict::slower);
@@ -57,7 +60,7 @@ TEST_CASE("a run that was added before it is checked is not compared with itself
   const drive::TempFolder folder;
   History h(folder / "h.db", History::Mode::create);
   fill(h, 5);
-  const RunResult run = sample_history_run(9000, {{"a", 0.02}, {"b", 0.02}, {"c", 0.5}}, "r2");
+  const RunResult run = sample_history_run(day(9000), {{"a", 0.02}, {"b", 0.02}, {"c", 0.5}}, "r2");
   AddOptions o;
   o.branch = "main";
   h.add(run, o);
@@ -72,8 +75,8 @@ TEST_CASE("one lucky run before does not make the next one slow") {
   fill(h, 10);
   AddOptions o;
   o.branch = "main";
-  h.add(sample_history_run(2000, {{"a", 0.0092}, {"b", 0.02}, {"c", 0.5}}), o);
-  const RunResult run = sample_history_run(9000, {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
+  h.add(sample_history_run(day(2000), {{"a", 0.0092}, {"b", 0.02}, {"c", 0.5}}), o);
+  const RunResult run = sample_history_run(day(9000), {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
   const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
   CHECK(row_of(r, "a").judgement.verdict != Verdict::slower);
   CHECK(std::abs(row_of(r, "a").judgement.change) < 0.01);
@@ -86,12 +89,12 @@ TEST_CASE("after an accepted change the new level is the baseline") {
   AddOptions o;
   o.branch = "main";
   for (int i = 0; i < 6; ++i)
-    h.add(sample_history_run(2000 + i,
+    h.add(sample_history_run(day(2000 + i),
                              {{"a", 0.008 * std::exp(0.004 * random_normal(1, 9, static_cast<uint64_t>(i)))},
                               {"b", 0.02},
                               {"c", 0.5}}),
           o);
-  const RunResult run = sample_history_run(9000, {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
+  const RunResult run = sample_history_run(day(9000), {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
   const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
   CHECK(row_of(r, "a").runs == 6);
   CHECK(row_of(r, "a").judgement.verdict == Verdict::slower);  // back at the old time
@@ -102,7 +105,7 @@ TEST_CASE("a gate that compared nothing, or misses cases, does not pass and says
   History h(folder / "h.db", History::Mode::create);
   fill(h, 5);
   SECTION("another machine") {
-    const RunResult run = sample_history_run(9000, {{"a", 0.01}}, "r2", "m9");
+    const RunResult run = sample_history_run(day(9000), {{"a", 0.01}}, "r2", "m9");
     const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
     CHECK(answer(r, false, false) == GateAnswer::incomplete);
     CHECK(answer(r, false, true) == GateAnswer::pass);
@@ -110,21 +113,21 @@ TEST_CASE("a gate that compared nothing, or misses cases, does not pass and says
     CHECK(r.notes[0].find("m1") != std::string::npos);
   }
   SECTION("another branch") {
-    const RunResult run = sample_history_run(9000, {{"a", 0.01}}, "r2");
+    const RunResult run = sample_history_run(day(9000), {{"a", 0.01}}, "r2");
     const GateReport r = compare(run, baseline_of_history(h, "trunk", run), GateRules{});
     CHECK(answer(r, false, false) == GateAnswer::incomplete);
     REQUIRE(r.notes.size() == 1);
     CHECK(r.notes[0].find("main") != std::string::npos);
   }
   SECTION("a missing case") {
-    const RunResult run = sample_history_run(9000, {{"a", 0.01}, {"b", 0.02}}, "r2");
+    const RunResult run = sample_history_run(day(9000), {{"a", 0.01}, {"b", 0.02}}, "r2");
     const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
     CHECK(row_of(r, "c").state == State::missing);
     CHECK(answer(r, false, false) == GateAnswer::incomplete);
     CHECK(answer(r, true, false) == GateAnswer::pass);
   }
   SECTION("a case without a time") {
-    RunResult run = sample_history_run(9000, {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
+    RunResult run = sample_history_run(day(9000), {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
     run.cases[2].time.reset();
     run.cases[2].status = CaseStatus::skipped;
     run.cases[2].reason = "the case needs 9 TiB";
@@ -134,7 +137,7 @@ TEST_CASE("a gate that compared nothing, or misses cases, does not pass and says
     CHECK(answer(r, false, false) == GateAnswer::incomplete);
   }
   SECTION("a case under its name with other settings") {
-    RunResult run = sample_history_run(9000, {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
+    RunResult run = sample_history_run(day(9000), {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
     run.cases[2].id = "other";
     const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
     size_t told = 0;
@@ -148,20 +151,51 @@ TEST_CASE("unsure never fails the gate, and a regression goes before missing cas
   const drive::TempFolder folder;
   History h(folder / "h.db", History::Mode::create);
   fill(h, 12);
-  const RunResult unsure = sample_history_run(9000, {{"a", 0.0103}, {"b", 0.02}, {"c", 0.5}}, "r2");
+  const RunResult unsure = sample_history_run(day(9000), {{"a", 0.0103}, {"b", 0.02}, {"c", 0.5}}, "r2");
   const GateReport r = compare(unsure, baseline_of_history(h, "main", unsure), GateRules{});
   CHECK(row_of(r, "a").judgement.verdict == Verdict::unsure);
   CHECK(answer(r, false, false) == GateAnswer::pass);
-  const RunResult both = sample_history_run(9000, {{"a", 0.02}}, "r2");
+  const RunResult both = sample_history_run(day(9000), {{"a", 0.02}}, "r2");
   CHECK(answer(compare(both, baseline_of_history(h, "main", both), GateRules{}), false, false) ==
         GateAnswer::regression);
+}
+
+TEST_CASE("many runs of one session do not make the machine's mood known, three sessions do") {
+  // Eight cases, 12 runs that agree within 0.3%; then everything is slower by 5 to 20%, as beside another
+  // job.
+  const auto verdicts = [](Time step) {
+    const drive::TempFolder folder;
+    History h(folder / "h.db", History::Mode::create);
+    AddOptions o;
+    o.branch = "main";
+    for (int i = 0; i < 12; ++i) {
+      std::vector<SampleCase> cases;
+      for (int c = 0; c < 8; ++c)
+        cases.push_back(
+            {"c" + std::to_string(c),
+             0.01 * std::exp(0.003 * random_normal(5, static_cast<uint64_t>(c), static_cast<uint64_t>(i)))});
+      h.add(sample_history_run(day(100) + step * i, cases), o);
+    }
+    std::vector<SampleCase> cases;
+    for (int c = 0; c < 8; ++c) cases.push_back({"c" + std::to_string(c), 0.01 * (1.05 + 0.02 * c)});
+    const RunResult run = sample_history_run(day(100) + step * 12, cases, "r2");
+    return compare(run, baseline_of_history(h, "main", run), GateRules{});
+  };
+  const GateReport minutes = verdicts(10), days = verdicts(86400);
+  CHECK(minutes.count(Verdict::slower) == 0);
+  CHECK(suspects(minutes).size() == 8);
+  CHECK(minutes.rows[0].runs == 12);
+  REQUIRE(minutes.notes.size() == 1);
+  CHECK(minutes.notes[0].find("sessions") != std::string::npos);
+  CHECK(days.count(Verdict::slower) == 8);
+  CHECK(days.notes.empty());
 }
 
 TEST_CASE("a calibrated spread goes into the verdict") {
   const drive::TempFolder folder;
   History h(folder / "h.db", History::Mode::create);
   fill(h, 4);
-  const RunResult run = sample_history_run(9000, {{"a", 0.0112}, {"b", 0.02}, {"c", 0.5}}, "r2");
+  const RunResult run = sample_history_run(day(9000), {{"a", 0.0112}, {"b", 0.02}, {"c", 0.5}}, "r2");
   const auto verdict = [&] {
     return row_of(compare(run, baseline_of_history(h, "main", run), GateRules{}), "a").judgement.verdict;
   };
@@ -169,6 +203,68 @@ TEST_CASE("a calibrated spread goes into the verdict") {
   CHECK(verdict() == Verdict::slower);
   h.set_calibration("id-a", "m1", {0.15, 20, 1, "r1"});
   CHECK(verdict() == Verdict::unsure);
+}
+
+TEST_CASE("a calibration is one session: it widens a spread and never narrows it") {
+  const drive::TempFolder folder;
+  History h(folder / "h.db", History::Mode::create);
+  AddOptions o;
+  o.branch = "main";
+  const std::vector<SampleCase> same{{"a", 0.01}, {"b", 0.02}, {"c", 0.5}};
+  const RunResult run = sample_history_run(day(9000), {{"a", 0.0106}, {"b", 0.02}, {"c", 0.5}}, "r2");
+  const auto row = [&] {
+    return row_of(compare(run, baseline_of_history(h, "main", run), GateRules{}), "a");
+  };
+  h.add(sample_history_run(day(1000), same), o);
+  h.set_calibration("id-a", "m1", {0.0005, 50, 1, "r1"});
+  CHECK(row().judgement.verdict == Verdict::unsure);  // 6% in another session
+  CHECK(row().spread.sigma == Approx(0.02));
+  // Sessions that differ by 3% stay so beside fifty runs of one of them.
+  for (int i = 1; i < 8; ++i)
+    h.add(sample_history_run(day(1000 + i), {{"a", 0.01 * (i % 2 ? 1.03 : 0.97)}, {"b", 0.02}, {"c", 0.5}}),
+          o);
+  const double learned = row().spread.sigma;
+  CHECK(learned > 0.02);
+  h.set_calibration("id-a", "m1", {0.1, 50, 1, "r1"});
+  CHECK(row().spread.sigma > 0.08);
+}
+
+TEST_CASE("medians of sessions do not hide what single runs differ by") {
+  // Ten sessions of five runs whose medians agree, while runs differ by 4%.
+  const auto spread = [](double within) {
+    const drive::TempFolder folder;
+    History h(folder / "h.db", History::Mode::create);
+    AddOptions o;
+    o.branch = "main";
+    for (int s = 0; s < 10; ++s)
+      for (int i = -2; i <= 2; ++i)
+        h.add(sample_history_run(day(1000 + s) + 60 * i,
+                                 {{"a", 0.01 * (1 + within * i)}, {"b", 0.02}, {"c", 0.5}}),
+              o);
+    const RunResult run = sample_history_run(day(9000), {{"a", 0.01}, {"b", 0.02}, {"c", 0.5}}, "r2");
+    const GateReport r = compare(run, baseline_of_history(h, "main", run), GateRules{});
+    CHECK(row_of(r, "a").runs == 50);
+    return row_of(r, "a").spread.sigma;
+  };
+  // Runs at -4, -2, 0, 2 and 4%: their standard deviation is 3.16%, of which a fifth is in the median. The
+  // prior, as much as five runs that do not differ, takes (9 / 13) of the variance.
+  CHECK(spread(0.02) == Approx(0.0316 * std::sqrt(0.8 * 9 / 13)).epsilon(0.05));
+  CHECK(spread(0) < 0.001);
+}
+
+TEST_CASE("two files and a history: the level is the file's, the spread is learned from the history") {
+  const drive::TempFolder folder;
+  History h(folder / "h.db", History::Mode::create);
+  fill(h, 12);
+  const RunResult before = sample_history_run(day(9000), {{"a", 0.02}, {"b", 0.04}, {"c", 1}}),
+                  after = sample_history_run(day(9001), {{"a", 0.02}, {"b", 0.043}, {"c", 1}}, "r2");
+  Baseline b = baseline_of_runs({before}, "old.json");
+  CHECK(row_of(compare(after, b, GateRules{}), "b").judgement.verdict == Verdict::unsure);
+  for (BaselineCase& c : b.cases) c.spread_points = h.points_of_case(c.id, "m1", "main");
+  const GateReport r = compare(after, b, GateRules{});
+  CHECK(row_of(r, "b").judgement.verdict == Verdict::slower);  // 7.5% where runs scatter by half a percent
+  CHECK(row_of(r, "b").judgement.change == Approx(0.075));
+  CHECK(row_of(r, "a").judgement.verdict == Verdict::same);
 }
 
 TEST_CASE("two files: without a history the spread is assumed, and a noisy suite widens it") {
@@ -186,9 +282,16 @@ TEST_CASE("two files: without a history the spread is assumed, and a noisy suite
   CHECK(report({0, 0.05, 0, 0.001, -0.001, 0}).rows[1].judgement.verdict == Verdict::unsure);
   // Where every case wanders, so may this one.
   CHECK(report({0.08, 0.12, -0.09, 0.1, -0.07, 0.05}).rows[1].judgement.verdict == Verdict::unsure);
-  // A whole suite that became slower scatters little.
+  // A whole suite that became slower may be a slower machine: two files cannot tell.
   const GateReport all = report({0.15, 0.15, 0.151, 0.15, 0.149, 0.15});
-  CHECK(all.count(Verdict::slower) == 6);
+  CHECK(all.count(Verdict::unsure) == 6);
+  CHECK(suspects(all).size() == 6);
+  REQUIRE(all.notes.size() == 1);
+  CHECK(all.notes[0].find("all cases together changed by +15.0%") != std::string::npos);
+  // No mood of a machine makes all of a suite four times slower.
+  CHECK(report({3, 3, 3, 3.01, 2.99, 3}).count(Verdict::slower) == 6);
+  // What stands out of it does so still.
+  CHECK(report({0.05, 0.05, 0.051, 0.9, 0.049, 0.05}).rows[3].judgement.verdict == Verdict::slower);
 }
 
 TEST_CASE("a wide interval inside one run makes its verdict unsure") {
