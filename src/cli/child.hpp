@@ -4,7 +4,15 @@
 #include <string>
 #include <vector>
 
+#include "kernels/core/error.hpp"
+
 namespace attnbench {
+
+/// The user asked to stop: exit status 130, after what is temporary was removed.
+class Interrupted : public Error {
+ public:
+  using Error::Error;
+};
 
 /// The path of the running program.
 std::string own_program();

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstring>
 
+#include "cli/child.hpp"
 #include "cli/help.hpp"
 #include "cli/text.hpp"
 #include "kernels/core/error.hpp"
@@ -81,6 +82,9 @@ int run_command(const std::function<int()>& command) {
   } catch (const UsageError& e) {
     message("", e.what());
     return kUsage;
+  } catch (const Interrupted& e) {
+    message("", e.what());
+    return kInterrupted;
   } catch (const Unsupported& e) {
     message("unsupported: ", e.what());
     return kSomeFailed;
