@@ -35,7 +35,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Options {
-  std::string suite, folder = "reports/trust", slowdown = "5%", confirm_time = "120";
+  std::string suite, folder = "reports/trust", history, slowdown = "5%", confirm_time = "120";
   std::vector<std::string> parts{"same", "slower", "bursts"};
   int runs = 18, baseline = 5, confirmed = -1;
   bool append = false;
@@ -98,7 +98,20 @@ class Trial {
     History h(history(), History::Mode::create);
     AddOptions a;
     a.branch = "main";
-    h.add(run_from_json(read_file(file), file), a);
+    const RunResult run = run_from_json(read_file(file), file);
+    suite_name_ = run.suite.name;
+    h.add(run, a);
+  }
+  /// Runs of identical code on the undisturbed machine; where a history is kept, one in every call, so that
+  /// calls at different times are sessions of it.
+  void prepare() {
+    add(run("baseline run"));
+    for (int n = runs_before(); n < o_.baseline; ++n)
+      add(run(fmt::format("baseline run {} of {}", n + 1, o_.baseline)));
+  }
+  int runs_before() const {
+    return static_cast<int>(
+        History(history()).runs(HistoryQuery{.suite = suite_name_, .branch = "main"}).size());
   }
 
   /// What `attnbench check` answers, as JSON, by a new process.
@@ -117,13 +130,13 @@ class Trial {
   std::vector<std::string> confirming() const {
     return {"--confirm", "--baseline-binary", own_program(), "--confirm-time", o_.confirm_time};
   }
-  std::string history() const { return folder_ / "history.db"; }
+  std::string history() const { return o_.history.empty() ? folder_ / "history.db" : o_.history; }
   void clear() { progress_.clear(); }
 
  private:
   const Options& o_;
   TemporaryFolder folder_;
-  std::string suite_;
+  std::string suite_, suite_name_;
   int files_ = 0;
   Progress progress_;
 };
@@ -146,28 +159,32 @@ void count(Json& sum, const Json& check) {
 }
 
 /// Identical code against a growing history, without and with confirmation; with `bursts` a neighbour takes a
-/// core.
+/// core of the machine that was left alone when the history was made.
 Json same_code(const Options& o, const GlobalOptions& global, bool bursts) {
   Trial t(o, global);
+  t.prepare();
   std::unique_ptr<Neighbour> neighbour;
   if (bursts) neighbour = std::make_unique<Neighbour>();
-  for (int i = 0; i < o.baseline; ++i) t.add(t.run(fmt::format("baseline run {} of {}", i + 1, o.baseline)));
   Json once = counts(), confirmed = counts(), flagged = Json::array();
+  const auto keep_flagged = [&flagged](const Json& check) {
+    for (const Json& c : check["cases"])
+      if (c["state"] == "compared" && (c["verdict"] == "slower" || c["verdict"] == "faster"))
+        flagged.push_back(c);
+  };
   for (int i = 0; i < o.runs; ++i) {
     const std::string file = t.run(fmt::format("run {} of {}", i + 1, o.runs));
-    count(once, t.check(file, {}));
+    const Json first = t.check(file, {});
+    count(once, first);
+    keep_flagged(first);
     if (o.confirmed < 0 || i < o.confirmed) {
       const Json again = t.check(file, t.confirming());
       count(confirmed, again);
-      for (const Json& c : again["cases"])
-        if (c["state"] == "compared" && (c["verdict"] == "slower" || c["verdict"] == "faster"))
-          flagged.push_back(c);
+      keep_flagged(again);
     }
-    t.add(file);
+    if (!bursts) t.add(file);
   }
   t.clear();
-  Json j{
-      {"baseline_runs", o.baseline}, {"single_runs", once}, {"confirmed", confirmed}, {"flagged", flagged}};
+  Json j{{"single_runs", once}, {"confirmed", confirmed}, {"flagged", flagged}};
   if (bursts)
     j["neighbour"] = {{"on_s", Neighbour::kOnSeconds}, {"off_s", Neighbour::kOffSeconds}, {"cores", 1}};
   return j;
@@ -176,7 +193,7 @@ Json same_code(const Options& o, const GlobalOptions& global, bool bursts) {
 /// The new program is slower by a known share in every timed run; each case of each run is one trial.
 Json slower_code(const Options& o, const GlobalOptions& global) {
   Trial t(o, global);
-  for (int i = 0; i < o.baseline; ++i) t.add(t.run(fmt::format("baseline run {} of {}", i + 1, o.baseline)));
+  t.prepare();
   Json once = counts(), confirmed = counts(), missed = Json::array();
   for (int i = 0; i < o.runs; ++i) {
     const std::string file =
@@ -191,7 +208,6 @@ Json slower_code(const Options& o, const GlobalOptions& global) {
   }
   t.clear();
   return {{"slowdown", parse_share("--slowdown", o.slowdown)},
-          {"baseline_runs", o.baseline},
           {"single_runs", once},
           {"confirmed", confirmed},
           {"missed", missed}};
@@ -206,7 +222,6 @@ Json joined(const Json& a, const Json& b) {
   for (const char* list : {"flagged", "missed"})
     if (sum.contains(list))
       for (const Json& c : a.at(list)) sum[list].push_back(c);
-  sum["sessions"] = a.value("sessions", 1) + 1;
   return sum;
 }
 
@@ -219,6 +234,11 @@ std::string markdown(const Json& all) {
   std::string out = "# The gate on trial\n\n";
   out += fmt::format("Written by `attnbench prove` on {}. {}\n\n", all["finished_at"].get<std::string>(),
                      all["machine"].get<std::string>());
+  for (const auto& [part, t] : all["trials"].items())
+    out += fmt::format("`{}`: in {} calls from {} to {}.\n", part, t["calls"].size(),
+                       t["calls"].front()["started_at"].get<std::string>(),
+                       t["calls"].back()["finished_at"].get<std::string>());
+  out += "\n";
   out +=
       "| trial | gates | comparisons | slower | faster | same | unsure | measured again | gates failed |\n"
       "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
@@ -299,9 +319,15 @@ int prove(const Options& o, const GlobalOptions& global) {
     if (const auto it = here.values.find(key); it != here.values.end())
       machine += (machine.empty() ? "" : ", ") + std::string(key) + " " + it->second.str();
   all["machine"] = machine;
-  if (!all.contains("trials")) all["trials"] = Json::object();
+  // Counts of which it is not known when they were measured are not gone on with.
+  Json trials = Json::object();
+  if (all.contains("trials"))
+    for (const auto& [part, t] : all["trials"].items())
+      if (t.contains("calls") && !t["calls"].empty()) trials[part] = t;
+  all["trials"] = std::move(trials);
   for (const std::string& part : o.parts) {
     Json trial;
+    const std::string started = utc_now();
     if (part == "same")
       trial = same_code(o, global, false);
     else if (part == "bursts")
@@ -311,7 +337,11 @@ int prove(const Options& o, const GlobalOptions& global) {
     else
       throw UsageError("--part: '" + part + "' is none of same, slower, bursts");
     const bool before = all["trials"].contains(part);
-    all["trials"][part] = o.append && before ? joined(all["trials"][part], trial) : trial;
+    const bool joins = o.append && before;
+    // When, on what and beside what load each part of the counts was measured.
+    trial["calls"] = joins ? all["trials"][part].value("calls", Json::array()) : Json::array();
+    trial["calls"].push_back({{"started_at", started}, {"finished_at", utc_now()}, {"machine", machine}});
+    all["trials"][part] = joins ? joined(all["trials"][part], trial) : trial;
     all["requirements"] = requirements(all["trials"]);
     all["finished_at"] = utc_now();
     write_file_atomically(file, all.dump(1) + "\n");
@@ -348,6 +378,10 @@ const bool registered = register_command(
            sub.add_option("--baseline-runs", o->baseline, "runs in the history before; default 5")
                ->check(CLI::Range(1, 1000))
                ->type_name("N");
+           sub.add_option(
+                  "--history", o->history,
+                  "keep the history in this file; calls at other times with --append are its sessions")
+               ->type_name("FILE");
            sub.add_option("--slowdown", o->slowdown, "what is injected; default 5%")->type_name("SHARE");
            sub.add_option("--confirm-time", o->confirm_time, "of every check; default 120")
                ->type_name("SECONDS");
@@ -359,10 +393,13 @@ const bool registered = register_command(
            sub.footer(
                "Examples:\n"
                "  attnbench prove trust -o reports/trust\n"
+               "  attnbench prove trust --part same --runs 4 --append --history trust.db   # now and then\n"
                "\n"
                "same: identical code is checked again and again. slower: every timed run is slowed by a "
                "spin.\n"
-               "bursts: as same, while a thread takes one core in bursts. Exit status 1 when the gate "
+               "bursts: as same, while a thread takes one core in bursts; the history is of the machine left "
+               "alone.\n"
+               "Exit status 1 when the gate "
                "fails.");
            return [o, &global] { return prove(*o, global); };
          },
