@@ -244,7 +244,21 @@ int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
   return lists ? c.visited : c.attended;
 }
 
-Cost cost_of(const AttentionArgs& args, const AttentionSizes& s, int64_t pairs) {
+/// Entries of the lists that are read: lists built on a device have room for more. The mask is on the host.
+int64_t listed_entries(const BlockMask& mask) {
+  int64_t entries = 0;
+  for (const BlockList* l : {&mask.full, &mask.partial, &mask.gather}) {
+    if (!*l) continue;
+    const Tensor& count = l->count;
+    for (int64_t b = 0; b < count.dim(0); ++b)
+      for (int64_t h = 0; h < count.dim(1); ++h)
+        for (int64_t r = 0; r < count.dim(2); ++r)
+          entries += count.data<int32_t>()[b * count.stride(0) + h * count.stride(1) + r * count.stride(2)];
+  }
+  return entries;
+}
+
+Cost cost_of(const AttentionArgs& args, const AttentionSizes& s, int64_t pairs, int64_t entries) {
   Cost c;
   c.matmul = 2 * (s.d + s.e) * pairs;
   c.special = pairs;
@@ -261,7 +275,8 @@ Cost cost_of(const AttentionArgs& args, const AttentionSizes& s, int64_t pairs) 
   }
   if (const BlockMask* m = args.mask) {
     for (const BlockList* l : {&m->full, &m->partial, &m->gather})
-      c.bytes_read += elements_read(l->begin) + elements_read(l->count) + elements_read(l->index);
+      c.bytes_read += elements_read(l->begin) + elements_read(l->count);
+    c.bytes_read += entries * static_cast<int64_t>(sizeof(int32_t));
     for (const Tensor* t : {&m->rule.segment_q, &m->rule.segment_k, &m->rule.bitmap, &m->row_begin,
                             &m->row_end, &m->key_length, &m->key_valid, &m->q_order, &m->k_order})
       c.bytes_read += elements_read(*t);
@@ -386,7 +401,7 @@ void check_attention(const AttentionArgs& args) {
 Cost attention_cost(const AttentionArgs& args) {
   check_attention(args);
   const AttentionSizes s = attention_sizes(args);
-  return cost_of(args, s, charged_pairs(args, s));
+  return cost_of(args, s, charged_pairs(args, s), args.mask ? listed_entries(*args.mask) : 0);
 }
 
 namespace {
@@ -395,7 +410,7 @@ void check_and_charge(Context& ctx, const AttentionArgs& args) {
   const AttentionSizes s = attention_sizes(args);
   // Pairs that depend on data are counted in the accounting pass only, from copies where they live on a
   // device.
-  int64_t pairs = 0;
+  int64_t pairs = 0, entries = 0;
   if (pairs_are_static(args)) {
     pairs = charged_pairs(args, s);
   } else if (ctx.cost().exact()) {
@@ -403,8 +418,9 @@ void check_and_charge(Context& ctx, const AttentionArgs& args) {
     AttentionArgs counted = args;
     counted.mask = &mask;
     pairs = charged_pairs(counted, s);
+    entries = listed_entries(mask);
   }
-  ctx.cost().charge(cost_of(args, s, pairs));
+  ctx.cost().charge(cost_of(args, s, pairs, entries));
 }
 }  // namespace
 

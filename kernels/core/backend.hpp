@@ -49,6 +49,14 @@
   X(scatter_tokens, ScatterTokensArgs)      /* kernels/select/select.hpp */ \
   X(pool_tokens, PoolTokensArgs)            /* kernels/select/select.hpp */ \
   X(build_block_lists, BlockListsArgs)      /* kernels/select/select.hpp */ \
+  X(line_sums, LineSumsArgs)                /* kernels/select/patterns.hpp */ \
+  X(cell_sums, CellSumsArgs)                /* kernels/select/patterns.hpp */ \
+  X(js_distance, DistanceArgs)              /* kernels/select/patterns.hpp */ \
+  X(count_rule, CountRuleArgs)              /* kernels/select/patterns.hpp */ \
+  X(mask_values, MaskValuesArgs)            /* kernels/select/patterns.hpp */ \
+  X(block_affine, BlockAffineArgs)          /* kernels/select/patterns.hpp */ \
+  X(tree_search, TreeSearchArgs)            /* kernels/select/tree.hpp */ \
+  X(token_lists, TokenListsArgs)            /* kernels/select/tree.hpp */ \
   X(fft1, Fft1Args)                         /* kernels/fft/fft1.hpp */ \
   X(complex_pointwise, ComplexArgs)         /* kernels/fft/fft1.hpp */ \
   X(toeplitz_attention, ToeplitzAttentionArgs) /* kernels/fft/fft1.hpp */ \

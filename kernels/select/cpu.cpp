@@ -250,30 +250,39 @@ void CpuBackend::compare_flags(Context& ctx, const CompareArgs& args) {
   const int inner = args.x.rank() > 0 ? 1 : 0;
   const RowOffsets xs(args.x, inner), flags(args.flag, inner);
   const RowOffsets ys = args.y ? RowOffsets(args.y, inner) : RowOffsets();
-  const auto run = [&](auto holds) {
+  const RowOffsets zs = args.z ? RowOffsets(args.z, inner) : RowOffsets();
+  const auto run = [&](auto* out, auto holds) {
     parallel_range(ctx.threads(), xs.count(), row_grain(c), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const float* x = args.x.data<float>() + xs.offset(row);
-        uint8_t* to = args.flag.data<uint8_t>() + flags.offset(row);
-        if (args.y) {
-          const float* y = args.y.data<float>() + ys.offset(row);
+        const float* y = args.y ? args.y.data<float>() + ys.offset(row) : nullptr;
+        const float* z = args.z ? args.z.data<float>() + zs.offset(row) : nullptr;
+        auto* to = out + flags.offset(row);
+        if (z)
+          for (int64_t j = 0; j < c; ++j) to[j] = holds(std::fabs(x[j]), std::fabs(y[j]) + std::fabs(z[j]));
+        else if (y)
           for (int64_t j = 0; j < c; ++j) to[j] = holds(x[j], y[j]);
-        } else {
+        else
           for (int64_t j = 0; j < c; ++j) to[j] = holds(x[j], args.threshold);
-        }
       }
     });
   };
-  switch (args.relation) {
-    case Relation::greater:
-      return run([](float a, float b) { return a > b; });
-    case Relation::greater_equal:
-      return run([](float a, float b) { return a >= b; });
-    case Relation::less:
-      return run([](float a, float b) { return a < b; });
-    case Relation::less_equal:
-      return run([](float a, float b) { return a <= b; });
-  }
+  const auto relate = [&](auto* out) {
+    switch (args.relation) {
+      case Relation::greater:
+        return run(out, [](float a, float b) { return a > b; });
+      case Relation::greater_equal:
+        return run(out, [](float a, float b) { return a >= b; });
+      case Relation::less:
+        return run(out, [](float a, float b) { return a < b; });
+      case Relation::less_equal:
+        return run(out, [](float a, float b) { return a <= b; });
+    }
+  };
+  if (args.flag.dtype() == DType::u8)
+    relate(args.flag.data<uint8_t>());
+  else
+    relate(args.flag.data<int32_t>());
 }
 
 namespace {

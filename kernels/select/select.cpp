@@ -184,21 +184,23 @@ void compare_flags(Context& ctx, const CompareArgs& args) {
   const ArgumentCheck check(ctx, "compare_flags");
   check.present({{"x", args.x}, {"flag", args.flag}});
   check.dtype({"x", args.x}, {DType::f32});
-  check.dtype({"flag", args.flag}, {DType::u8});
+  check.dtype({"flag", args.flag}, {DType::u8, DType::i32});
   check.same_shape({"x", args.x}, {"flag", args.flag});
   check.packed({"flag", args.flag});
   check.packed({"x", args.x});
   check.disjoint({"x", args.x}, {"flag", args.flag});
-  if (args.y) {
-    check.present({{"y", args.y}});
-    check.dtype({"y", args.y}, {DType::f32});
-    check.same_shape({"x", args.x}, {"y", args.y});
-    check.packed({"y", args.y});
-    check.disjoint({"y", args.y}, {"flag", args.flag});
+  if (args.z && !args.y) check.fail("z needs y beside it");
+  for (const auto& [what, t] : {std::pair<const char*, const Tensor&>{"y", args.y}, {"z", args.z}}) {
+    if (!t) continue;
+    check.present({{what, t}});
+    check.dtype({what, t}, {DType::f32});
+    check.same_shape({"x", args.x}, {what, t});
+    check.packed({what, t});
+    check.disjoint({what, t}, {"flag", args.flag});
   }
   Cost cost;
-  cost.elementwise = args.x.numel();
-  cost.bytes_read = args.x.nbytes() + bytes_of(args.y);
+  cost.elementwise = args.x.numel() * (args.z ? 2 : 1);
+  cost.bytes_read = args.x.nbytes() + bytes_of(args.y) + bytes_of(args.z);
   cost.bytes_written = args.flag.nbytes();
   ctx.cost().charge(cost);
   if (args.x.numel() > 0) ctx.backend().compare_flags(ctx, args);

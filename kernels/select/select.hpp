@@ -96,13 +96,15 @@ struct CompactArgs {
 };
 void compact_flags(Context& ctx, const CompactArgs& args);
 
-/// flag = x > y (or the other relations), u8, of equal shapes; without y against `threshold`. x, y f32 and
-/// flag packed. NaN compares false. Cost: elementwise 1 an element.
+/// flag = x > y (or the other relations), u8 or i32, of equal shapes; without y against `threshold`. With z
+/// (magnitudes): |x| against |y| + |z|. x, y, z f32 and flag packed. NaN compares false.
+/// Cost: elementwise 1 an element (2 with z).
 struct CompareArgs {
   enum class Relation : uint8_t { greater, greater_equal, less, less_equal };
   Relation relation = Relation::greater;
   Tensor x, y, flag;
   float threshold = 0.0f;
+  Tensor z;
 };
 void compare_flags(Context& ctx, const CompareArgs& args);
 
