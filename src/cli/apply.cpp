@@ -128,7 +128,9 @@ int run_apply(const Options& o, const GlobalOptions& global) {
     if (std::filesystem::is_directory(o.output))
       throw UsageError("--output: '" + o.output + "' is a folder, a file is wanted");
   }
-  const ApplyRequest request = request_of(o);
+  ApplyRequest request = request_of(o);
+  if (!o.check.empty())
+    for (const auto& [key, shape] : safetensors_shapes(o.check)) request.extra.push_back(key);
   const TensorMap outputs = apply(backend_of(o.device), request, o.threads);
   if (!o.output.empty())
     write_safetensors(o.output, outputs, {{"method", request.method}, {"problem", request.problem.str()}});

@@ -131,6 +131,9 @@ TensorMap apply(Backend& backend, const ApplyRequest& request, int threads) {
     instance->run(ctx);
     backend.synchronize();
     for (const auto& [key, t] : instance->outputs()) out[key] = to_host(host, ctx, t);
+    for (const std::string& key : request.extra)
+      if (!out.contains(key))
+        if (const Tensor t = instance->extra_output(ctx, key)) out[key] = to_host(host, ctx, t);
   }
   return out;
 }

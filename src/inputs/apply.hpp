@@ -15,7 +15,8 @@ struct ApplyRequest {
   Problem problem;
   std::string inputs_file;   ///< empty: generated from problem.inputs and problem.seed
   std::string weights_file;  ///< empty: seeded by the method's initialisers
-  double tolerance = 0;      ///< of a case file: relative L2 per output
+  std::vector<std::string> extra;  ///< outputs wanted beyond those of a run (Instance::extra_output)
+  double tolerance = 0;            ///< of a case file: relative L2 per output
   std::map<std::string, double> absolute_tolerance;  ///< of a case file: largest absolute error, by output
 };
 
@@ -31,7 +32,7 @@ ApplyRequest read_case_file(const std::string& path);
 /// up as shape errors later.
 void infer_problem(Problem& problem, const TensorMap& inputs);
 
-/// Runs it on `backend`; returns every output on the host.
+/// Runs it on `backend`; returns every output on the host, and those of `extra` that the method knows.
 TensorMap apply(Backend& backend, const ApplyRequest& request, int threads = 0);
 
 struct ApplyCheck {

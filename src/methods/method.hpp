@@ -111,6 +111,9 @@ class Instance {
   virtual void run(Context& ctx) = 0;
   /// Named outputs, allocated by the factory (MemoryClass::output); valid after run().
   virtual TensorMap outputs() const = 0;
+  /// An output that no timed run computes (a training target, say), made on demand after run(); null: there is
+  /// none of that name.
+  virtual Tensor extra_output(Context&, const std::string& /*name*/) { return {}; }
   virtual ClosedForm cost() const = 0;
 
   /// Token dependencies of the last run (or of the static pattern); none: not a pairwise method.

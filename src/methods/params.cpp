@@ -79,6 +79,21 @@ std::string check(const ParamSpec& s, Value& v) {
     case ParamSpec::Type::text:
       return v.is_string() ? "" : "a text is wanted, not " + v.str();
     case ParamSpec::Type::list:
+      if (s.of_words) {
+        std::string all;
+        for (const std::string& c : s.choices) all += (all.empty() ? "" : ", ") + c;
+        if (!v.is_list() || v.as_list().empty()) return "a list of " + all + " is wanted, not " + v.str();
+        const Value::List& words = v.as_list();
+        for (size_t i = 0; i < words.size(); ++i) {
+          if (!words[i].is_string() ||
+              std::find(s.choices.begin(), s.choices.end(), words[i].as_string()) == s.choices.end())
+            return "a list of " + all + " is wanted, and " + words[i].str() + " is none of them";
+          if (std::find(words.begin(), words.begin() + static_cast<int64_t>(i), words[i]) !=
+              words.begin() + static_cast<int64_t>(i))
+            return "a list without repetition is wanted, not " + v.str();
+        }
+        return "";
+      }
       if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
         return "";
       if (!v.is_list()) {

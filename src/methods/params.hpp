@@ -21,6 +21,7 @@ struct ParamSpec {
   std::optional<double> min, max;    ///< inclusive, for integer and number (and list elements)
   std::vector<std::string> choices;  ///< for choice; for list: words that may stand instead of a list
   bool nested = false;    ///< for list: elements may be lists of numbers themselves ("[[12, 3], [13, 4]]")
+  bool of_words = false;  ///< for list: elements are words of `choices`, each at most once
   bool nullable = false;  ///< null is a value ("qk_scale: null")
   /// The problem extent this parameter repeats ("channels", "heads", "grid[0]", "size[1]", "grid[1:]"
   /// (product of the axes from 1 on), "head_dim", "causal", …). Left out, it takes the problem's value;
