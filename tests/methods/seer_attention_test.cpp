@@ -2,6 +2,7 @@
 // errors.
 #include <cmath>
 
+#include "inputs/apply.hpp"
 #include "tests/methods/method_check.hpp"
 
 using namespace attnbench;
@@ -167,6 +168,28 @@ TEST_CASE("seer_attention ground truth by hand: block maxima over their sum") {
   // included.
   const std::vector<double> want{1, 0, 0, 0.5, 0.5, 0, 1.0 / 3, 1.0 / 3, 1.0 / 3};
   for (size_t i = 0; i < want.size(); ++i) CHECK(std::abs(truth.data[i] - want[i]) < 1e-6);
+}
+
+TEST_CASE("apply makes outputs on demand that a run does not") {
+  ApplyRequest request;
+  request.method = "seer_attention";
+  request.problem = prefill(1, 2, 1, 50, 8);
+  request.params = {{"block_size", 16}, {"gate_hidden", 8}};
+  CHECK_FALSE(apply(cpu_backend(), request, 1).contains("ground_truth"));
+  request.extra = {"out", "ground_truth", "no such output"};
+  const TensorMap outputs = apply(cpu_backend(), request, 1);
+  CHECK_FALSE(outputs.contains("no such output"));
+  REQUIRE(outputs.contains("ground_truth"));
+  const RefTensor truth = to_reference(outputs.at("ground_truth"));
+  REQUIRE(truth.shape == std::vector<int64_t>{1, 2, 4, 4});
+  for (int64_t row = 0; row < 8; ++row) {
+    double sum = 0;
+    for (int64_t c = 0; c < 4; ++c) {
+      sum += truth[row * 4 + c];
+      if (c > row % 4) CHECK(truth[row * 4 + c] == 0.0);
+    }
+    CHECK(std::abs(sum - 1.0) < 1e-6);
+  }
 }
 
 TEST_CASE("seer_attention rows, entropies and pairs describe the selected blocks") {
