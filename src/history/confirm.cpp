@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/core/error.hpp"
@@ -16,8 +17,28 @@ struct Suspect {
   GateRow* row = nullptr;
   std::vector<double> logs, before, now;
   Difference difference;
-  bool open = true;  ///< worth further pairs
+  bool open = true;     ///< worth further pairs
+  bool broken = false;  ///< cannot be measured again
 };
+
+/// Four pairs may agree by chance, in bursts more easily than Student's t knows. So no case's pairs are taken
+/// to differ by less than its own and those of the other suspects together say, the others' as a prior.
+void steady_errors(const std::vector<Suspect*>& suspects) {
+  // Fewer say nothing of what is usual.
+  constexpr size_t kLeast = 3;
+  if (suspects.size() < kLeast) return;
+  const auto of_pairs = [](const Suspect& s) {
+    return s.difference.sigma * std::sqrt(static_cast<double>(s.logs.size()));
+  };
+  std::vector<double> usual;
+  for (const Suspect* s : suspects) usual.push_back(of_pairs(*s));
+  const Spread prior{median(usual), kPriorDof, ""};
+  for (Suspect* s : suspects) {
+    const double together = pooled({prior, {of_pairs(*s), s->difference.dof, ""}}).sigma;
+    s->difference.sigma =
+        std::max(s->difference.sigma, together / std::sqrt(static_cast<double>(s->logs.size())));
+  }
+}
 
 }  // namespace
 
@@ -29,7 +50,7 @@ size_t confirm(GateReport& report, const std::vector<size_t>& rows, const PairSo
   std::vector<Suspect> suspects(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) suspects[i].row = &report.rows[rows[i]];
 
-  for (const int wanted : limits.looks)
+  for (const int wanted : limits.looks) {
     for (Suspect& s : suspects) {
       GateRow& row = *s.row;
       try {
@@ -43,18 +64,27 @@ size_t confirm(GateReport& report, const std::vector<size_t>& rows, const PairSo
         }
       } catch (const Error& e) {
         row.note = fmt::format("not measured again: {}", e.what());
-        s.open = false;
+        s.broken = true;
         s.logs.clear();
       }
-      if (!s.open || s.logs.size() < 2) continue;
+    }
+    // All together, as they will be judged in the end: where many became slower, each needs less to be among
+    // them. Whose verdict does not hold beside later ones is open again.
+    std::vector<Suspect*> looked;
+    for (Suspect& s : suspects) {
+      s.open = false;
+      if (s.broken || s.logs.size() < 2) continue;
       s.difference = trimmed_difference(s.logs);
       s.difference.looks = static_cast<int>(limits.looks.size());
-      const Judgement j = judge_alone(s.difference, report.rules);
-      // Rejected by itself, it is rejected among any number of others that are not.
-      const bool slower = j.verdict == Verdict::slower &&
-                          j.p_slower <= report.rules.false_discovery_rate / static_cast<double>(rows.size());
-      s.open = !slower && j.suspect;
+      looked.push_back(&s);
     }
+    steady_errors(looked);
+    std::vector<Difference> differences;
+    for (const Suspect* s : looked) differences.push_back(s->difference);
+    const std::vector<Judgement> judged = judge(differences, report.rules);
+    for (size_t i = 0; i < looked.size(); ++i)
+      looked[i]->open = judged[i].verdict != Verdict::slower && judged[i].suspect;
+  }
 
   size_t measured = 0;
   for (const Suspect& s : suspects) {
