@@ -153,6 +153,7 @@ void confirm_by_repeating(const Options& o, const std::string& results, const st
     }
     const double again = median(it->second);
     row.difference.log_ratio = again - std::log(row.before_s);
+    row.difference.allowance = row.lasting_allowance;
     row.now_s = std::exp(again);
     row.confirmed = true;
     row.pairs = kRepeats;

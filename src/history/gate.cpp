@@ -23,6 +23,10 @@ constexpr double kLeastDofForPrior = 3;
 constexpr double kJitter = 0.3;
 // A neighbour that takes its share of every core leaves half: what a whole suite changed by beyond a factor
 // of two is not the machine's mood.
+// A run alone does not tell a disturbed minute from slower code where so many of its cases changed at once.
+constexpr double kShareAtOnce = 0.2;
+// A neighbour that takes its share of every core leaves half: what cases changed by beyond a factor of two is
+// not the machine's mood.
 constexpr double kMostDrift = 0.6931471805599453;
 
 struct Known {
@@ -89,9 +93,12 @@ Known known_of(const std::vector<HistoryPoint>& points, double threshold) {
   return k;
 }
 
-/// The upper decile over a suite: bursts are seen by some of its cases, whichever they are.
+/// What came and went while a suite ran. Something did when the upper decile over its cases says so,
+/// whichever they are; as much as the largest says, or a factor of two: most cases see it in few of their
+/// samples.
 double unsettled(const std::vector<double>& scatters) {
-  return scatters.empty() ? 0 : percentile(scatters, 0.9);
+  if (scatters.empty() || percentile(scatters, 0.9) <= 0) return 0;
+  return std::max(*std::max_element(scatters.begin(), scatters.end()), kMostDrift);
 }
 
 Spread calibrated(const std::optional<Calibration>& c) {
@@ -296,7 +303,10 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
   double scatter = 0, together = 0;
   if (ratios.size() >= kLeastCasesForScatter) {
     scatter = 1.4826 * median_absolute_deviation(ratios) / std::sqrt(2.0);
-    together = std::min(std::abs(median(ratios)), kMostDrift);
+    std::vector<double> sizes;
+    for (const double r : ratios) sizes.push_back(std::abs(r));
+    const double moved = percentile(sizes, 1 - kShareAtOnce);
+    if (moved > std::log1p(rules.threshold)) together = std::min(moved, kMostDrift);
   }
   const Spread assumed = scatter > rules.assumed_spread
                              ? Spread{scatter, kPriorDof, "the scatter of this suite"}
@@ -322,15 +332,15 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
                     100 * std::expm1(std::max(now_unsettled, before_unsettled))));
 
   std::vector<Difference> differences;
-  bool shifted = false;
+  bool shifted = false, sessions_known = true;
   for (size_t i = 0; i < known.size(); ++i) {
     GateRow& row = report.rows[i];
     if (row.state != GateRow::State::compared) continue;
     const CaseResult& c = run.cases[i];
     const BaselineCase& b = *before.at(c.id);
     row.spread = spread_of_case(prior, known[i], b.calibration, assumed);
-    const double drift = known[i].drift_known() ? 0 : together;
-    shifted = shifted || drift > std::log1p(rules.threshold);
+    shifted = together > 0;
+    sessions_known = sessions_known && known[i].drift_known();
     const double own = log_error(c.time->ci_low_s, c.time->ci_high_s);
     Difference d = difference_of(std::log(row.now_s), own, known[i], row.spread);
     if (!c.time->raw_s.empty() && !b.raw_s.empty()) {
@@ -338,16 +348,20 @@ GateReport compare(const RunResult& run, const Baseline& baseline, const GateRul
       const double inside = bootstrap_log_ratio_error(c.time->raw_s, b.raw_s);
       d.sigma = std::max(d.sigma, inside);
     }
-    d.allowance = std::max({now_unsettled, before_unsettled, drift});
+    d.allowance = std::max({now_unsettled, before_unsettled, together});
+    row.lasting_allowance = known[i].drift_known() ? std::max(now_unsettled, before_unsettled) : d.allowance;
     row.difference = d;
     differences.push_back(d);
   }
   if (shifted)
-    report.notes.push_back(
-        fmt::format("all cases together changed by {:+.1f}%, and the baseline is of fewer than {} sessions: "
-                    "machine and program cannot be told apart; --confirm --baseline-binary does, or a longer "
-                    "history",
-                    100 * std::expm1(median(ratios)), kLeastSessions));
+    report.notes.push_back(fmt::format(
+        "many cases changed at once, by {:+.1f}% in the middle: a single run does not tell whether "
+        "machine or program did; {}",
+        100 * std::expm1(median(ratios)),
+        sessions_known ? "--confirm does"
+                       : fmt::format("--confirm --baseline-binary does, or a history of {} sessions "
+                                     "and --confirm",
+                                     kLeastSessions)));
   const std::vector<Judgement> judged = judge(differences, rules);
   size_t next = 0;
   for (GateRow& row : report.rows)

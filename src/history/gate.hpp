@@ -48,6 +48,7 @@ struct GateRow {
   int runs = 0;  ///< baseline runs of the current level
   Spread spread;
   Difference difference;
+  double lasting_allowance = 0;  ///< what is left of the difference's when the run is repeated
   Judgement judgement;
   bool unconfirmed = false;  ///< looked slower, and could not be measured again
   bool confirmed = false;    ///< the verdict is from measuring again
@@ -69,14 +70,16 @@ struct GateReport {
 
 /// How far apart the samples of a case lie, as the logarithm of p95 / p5, when that is more than jitter; 0
 /// otherwise. What comes and goes for seconds can cover a whole case, whose own interval knows nothing of it
-/// then, but not a whole suite: the suite's upper decile is allowed for in every verdict of a single run.
+/// then, but not a whole suite: where the suite's upper decile is not 0, the largest is allowed for in every
+/// verdict of a single run.
 double sample_scatter(const Timing& t);
 
 /// Runs within a quarter of an hour are one session: they share the machine's mood, however many they are.
 /// Twenty-two runs of suites/trust.yaml, one after the other, stayed within 2%, but for eight in a row, which
 /// another job on the machine made 5 to 150% slower. So the spread is learned between sessions. With fewer
-/// than three it is not known: then it is no less than assumed, and what all cases of a suite changed by
-/// together, up to a factor of two, is allowed for.
+/// than three it is not known, and is no less than assumed. A single run in which a fifth of a suite changed
+/// is allowed as much, up to a factor of two, until it was repeated (with three sessions) or measured in
+/// turn.
 inline constexpr Time kSessionSeconds = 900;
 inline constexpr size_t kLeastSessions = 3;
 
