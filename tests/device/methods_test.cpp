@@ -79,11 +79,13 @@ TEST_CASE("every analysis gives on the device what it gives on the CPU") {
 
 TEST_CASE("a recorded run does what the run did, for every method that says so") {
   mock::MockDevice device;
+  int recorded = 0;
   for (const Method* m : all_methods()) {
     INFO(m->info().id);
     Context ctx(device), host(cpu_backend());
     const auto instance = run_example(ctx, *m);
-    REQUIRE(instance->capturable());
+    if (!instance->capturable()) continue;
+    ++recorded;
     std::map<std::string, Tensor> want;
     for (const auto& [key, t] : instance->outputs()) want[key] = to_host(host, ctx, t);
     const auto graph = device.capture([&] { instance->run(ctx); });
@@ -94,6 +96,7 @@ TEST_CASE("a recorded run does what the run did, for every method that says so")
       CHECK(std::memcmp(got.raw(), want.at(key).raw(), static_cast<size_t>(got.nbytes())) == 0);
     }
   }
+  CHECK(recorded > 10);
 }
 
 TEST_CASE("strided tensors come to the host packed") {
