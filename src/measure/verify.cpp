@@ -180,10 +180,12 @@ Verification verify_instance(Context& ctx, const Method& method, const Instance&
       fail(key + ": " + e.what());
       continue;
     }
-    v.relative_l2[key] = c.relative_l2;
-    const double allowed = is_float(t.dtype()) ? v.tolerance * instance.condition(key) : 0.0;
-    if (!(c.relative_l2 <= allowed) && (v.passed || c.relative_l2 > worst)) {
-      worst = c.relative_l2;
+    // In units of what the outputs' operands allow, so that one tolerance holds for all.
+    const double error = is_float(t.dtype()) ? c.relative_l2 / instance.condition(key) : c.relative_l2;
+    v.relative_l2[key] = error;
+    const double allowed = is_float(t.dtype()) ? v.tolerance : 0.0;
+    if (!(error <= allowed) && (v.passed || error > worst)) {
+      worst = error;
       v.passed = false;
       v.worst = key + c.worst;
     }
