@@ -23,18 +23,24 @@
   X(library_attention, AttentionArgs)       /* kernels/attention/attention.hpp */  \
   X(gemm, GemmArgs)                         /* kernels/gemm/gemm.hpp */            \
   X(avg_pool2d, AvgPool2dArgs)              /* kernels/pool/pool.hpp */            \
+  X(pool2d, Pool2dArgs)                     /* kernels/pool/pool.hpp */            \
   X(normalize, NormArgs)                    /* kernels/norm/norm.hpp */            \
+  X(group_norm, GroupNormArgs)              /* kernels/norm/norm.hpp */            \
   X(softmax, SoftmaxArgs)                   /* kernels/softmax/softmax.hpp */      \
   X(pointwise, PointwiseArgs)               /* kernels/elementwise/pointwise.hpp */\
   X(reduce, ReduceArgs)                     /* kernels/elementwise/reduce.hpp */   \
+  X(reduce_axis, ReduceAxisArgs)            /* kernels/elementwise/reduce.hpp */   \
   X(cast, CastArgs)                         /* kernels/elementwise/cast.hpp */     \
   X(gather_rows, GatherRowsArgs)            /* kernels/layout/layout.hpp */        \
   X(transpose_copy, TransposeCopyArgs)      /* kernels/layout/layout.hpp */        \
   X(patch_conv2d, PatchConv2dArgs)          /* kernels/conv/conv.hpp */            \
+  X(conv2d, Conv2dArgs)                     /* kernels/conv/conv.hpp */            \
   X(fft2, Fft2Args)                         /* kernels/fft/fft.hpp */              \
   X(spectral_mask, SpectralMaskArgs)        /* kernels/fft/fft.hpp */              \
   X(spectral_loss, SpectralLossArgs)        /* kernels/spectral_loss/spectral_loss.hpp */ \
   X(resize_bicubic, ResizeArgs)             /* kernels/resample/resample.hpp */    \
+  X(resize, ResampleArgs)                   /* kernels/resample/resample.hpp */    \
+  X(sample_points, SamplePointsArgs)        /* kernels/resample/resample.hpp */    \
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */ \
   X(head_gates, HeadGatesArgs)              /* kernels/routing/routing.hpp */ \
   X(pack_queries, PackQueriesArgs)          /* kernels/routing/routing.hpp */ \

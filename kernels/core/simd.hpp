@@ -247,6 +247,66 @@ ATTNBENCH_INLINE F exp(F x) {
   return x != x ? x : p * scale_a * scale_b;
 }
 
+ATTNBENCH_INLINE F sqrt(F x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
+#elif defined(__AVX2__)
+  return (F)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int l = 0; l < kLanes; ++l) x[l] = __builtin_sqrtf(x[l]);
+  return x;
+#endif
+}
+
+/// ln x within 2 ulp, subnormals included: x = 2^n m with m in [sqrt(1/2), sqrt(2)), and the classic
+/// single-precision polynomial of ln(1 + (m - 1)).
+ATTNBENCH_INLINE F log(F x) {
+  const F scaled = x < splat(1.17549435e-38f) ? x * 8388608.0f : x;  // 2^23
+  const F shift = x < splat(1.17549435e-38f) ? splat(-23.0f) : F{};
+  const U u = as_uint(scaled);
+  F n = __builtin_convertvector((I)(u >> 23) - 126, F) + shift;
+  F m = as_float((u & 0x007fffffu) | 0x3f000000u);  // [1/2, 1)
+  const I low = m < splat(0.707106781f);
+  n = low ? n - 1.0f : n;
+  const F f = (low ? m + m : m) - 1.0f;
+  const F s = f * f;
+  F p = splat(7.0376836292e-2f);
+  p = p * f - splat(1.1514610310e-1f);
+  p = p * f + splat(1.1676998740e-1f);
+  p = p * f - splat(1.2420140846e-1f);
+  p = p * f + splat(1.4249322787e-1f);
+  p = p * f - splat(1.6668057665e-1f);
+  p = p * f + splat(2.0000714765e-1f);
+  p = p * f - splat(2.4999993993e-1f);
+  p = p * f + splat(3.3333331174e-1f);
+  // ln 2 in two parts, as in exp.
+  F y = p * f * s + n * splat(-2.12194440e-4f) - 0.5f * s;
+  y = (f + y) + n * splat(0.693359375f);
+  const F inf = splat(__builtin_inff());
+  y = x == inf ? inf : y;
+  y = x == F{} ? -inf : y;
+  return x < F{} || x != x ? splat(__builtin_nanf("")) : y;
+}
+/// ln(1 + u) for u >= 0: the rounding of 1 + u is divided out.
+ATTNBENCH_INLINE F log1p(F u) {
+  const F w = 1.0f + u, d = w - 1.0f;
+  return d == F{} ? u : log(w) * (u / d);
+}
+/// e^x - 1; near 0 the rounding of e^x is divided out (Kahan), and where that is all of it the answer is x.
+ATTNBENCH_INLINE F expm1(F x) {
+  const F e = exp(x), d = e - 1.0f;
+  const F near = d * (x / log(e));
+  const F y = x < splat(-1.0f) || x > splat(1.0f) ? d : near;
+  return d == F{} ? x : y;
+}
+/// (e^2|x| - 1) / (e^2|x| + 1) with x's sign; 1 from 10 on, where it rounds to 1.
+ATTNBENCH_INLINE F tanh(F x) {
+  const F a = as_float(as_uint(x) & 0x7fffffffu);
+  const F c = a > splat(10.0f) ? splat(10.0f) : a;
+  const F e = expm1(c + c);
+  return as_float((as_uint(x) & 0x80000000u) | as_uint(e / (e + 2.0f)));
+}
+
 ATTNBENCH_INLINE F sigmoid(F x) { return 1.0f / (1.0f + exp(-x)); }
 
 /// erf within 1e-7 absolute: an odd polynomial below 1, 1 - t-polynomial * exp(-x^2) above.

@@ -5,6 +5,7 @@
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/core/parallel.hpp"
 #include "kernels/core/rows.hpp"
+#include "kernels/elementwise/broadcast.hpp"
 #include "kernels/elementwise/reduce.hpp"
 
 #define ATTNBENCH_ISA isa_base
@@ -14,6 +15,7 @@ namespace attnbench {
 
 float far_sin(float x) { return std::sin(x); }
 float far_cos(float x) { return std::cos(x); }
+float far_pow(float x, float y) { return std::pow(x, y); }
 
 namespace {
 
@@ -30,20 +32,19 @@ constexpr int64_t kChunk = int64_t{1} << 14;
 void CpuBackend::pointwise(Context& ctx, const PointwiseArgs& args) {
   const auto run = ATTNBENCH_BEST(pointwise_rows);
   const DType t = args.a.dtype();
-  const bool broadcast = args.b && !(args.b.shape() == args.a.shape());
+  const PointwiseViews v(args);
   PointwiseRows w{};
   w.op = args.op, w.dtype = t, w.alpha = args.alpha, w.beta = args.beta;
+  w.step_a = v.a.stride(-1), w.step_b = v.b ? v.b.stride(-1) : 0;
   const int64_t grain = std::max<int64_t>(kParallelBytes / (2 * static_cast<int64_t>(size_of(t))), 1);
-  const bool flat =
-      args.a.contiguous() && args.y.contiguous() && (!args.b || broadcast || args.b.contiguous());
-  if (flat && !broadcast) {
+  if (v.y.rank() == 1) {
     parallel_range(
-        ctx.threads(), args.y.numel(), grain,
+        ctx.threads(), v.y.numel(), grain,
         [&](int64_t begin, int64_t end) {
           PointwiseRows part = w;
-          part.a = at(args.a.raw(), begin, t);
-          part.b = args.b ? at(args.b.raw(), begin, t) : nullptr;
-          part.y = at(args.y.raw(), begin, t);
+          part.a = at(v.a.raw(), begin * w.step_a, t);
+          part.b = v.b ? at(v.b.raw(), begin * w.step_b, t) : nullptr;
+          part.y = at(v.y.raw(), begin, t);
           part.rows = 1;
           part.n = end - begin;
           run(part);
@@ -51,20 +52,20 @@ void CpuBackend::pointwise(Context& ctx, const PointwiseArgs& args) {
         64);
     return;
   }
-  const RowOffsets a(args.a, 1), y(args.y, 1);
-  const RowOffsets b = args.b && !broadcast ? RowOffsets(args.b, 1) : RowOffsets();
-  const int64_t n = args.y.dim(-1);
-  parallel_range(ctx.threads(), a.count(), std::max<int64_t>(grain / n, 1), [&](int64_t begin, int64_t end) {
+  const RowOffsets a(v.a, 1), y(v.y, 1);
+  const RowOffsets b = v.b ? RowOffsets(v.b, 1) : RowOffsets();
+  const int64_t n = v.y.dim(-1);
+  parallel_range(ctx.threads(), y.count(), std::max<int64_t>(grain / n, 1), [&](int64_t begin, int64_t end) {
     PointwiseRows part = w;
     part.n = n;
     const bool uniform = a.uniform() && y.uniform() && b.uniform();
     part.stride_a = a.stride(), part.stride_y = y.stride();
-    part.stride_b = broadcast || !args.b ? 0 : b.stride();
+    part.stride_b = v.b ? b.stride() : 0;
     part.rows = uniform ? end - begin : 1;
     for (int64_t r = begin; r < end; r += part.rows) {
-      part.a = at(args.a.raw(), a.offset(r), t);
-      part.b = args.b ? at(args.b.raw(), broadcast ? 0 : b.offset(r), t) : nullptr;
-      part.y = at(args.y.raw(), y.offset(r), t);
+      part.a = at(v.a.raw(), a.offset(r), t);
+      part.b = v.b ? at(v.b.raw(), b.offset(r), t) : nullptr;
+      part.y = at(v.y.raw(), y.offset(r), t);
       run(part);
     }
   });

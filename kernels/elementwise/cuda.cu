@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/core/cuda_kernel.cuh"
+#include "kernels/elementwise/broadcast.hpp"
 #include "kernels/elementwise/cast.hpp"
 #include "kernels/elementwise/pointwise.hpp"
 #include "kernels/elementwise/reduce.hpp"
@@ -20,6 +21,7 @@ struct PointwiseWork {
   void* y;
   DeviceRows a_rows, b_rows, y_rows;
   int64_t rows, packs;  // packs of N elements per row
+  bool one_a, one_b;    // a repeated scalar in place of a row
   Divisor by_packs;
   Op op;
   float alpha, beta;
@@ -71,7 +73,45 @@ __device__ void apply(const PointwiseWork& w, float (&a)[N], const float (&b)[N]
       return each(a, b, [](float x, float z) { return x * sigmoid(x) * z; });
     case Op::sigmoid_mul:
       return each(a, b, [](float x, float z) { return sigmoid(x) * z; });
+    case Op::gelu_mul:
+      return each(a, b, [](float x, float z) { return gelu(x) * z; });
+    case Op::div:
+      return each(a, b, [](float x, float z) { return x / z; });
+    case Op::max:
+      return each(a, b, [](float x, float z) { return x > z || isnan(x) ? x : z; });
+    case Op::min:
+      return each(a, b, [](float x, float z) { return x < z || isnan(x) ? x : z; });
+    case Op::prelu:
+      return each(a, b, [](float x, float z) { return x < 0.0f ? x * z : x; });
+    case Op::abs:
+      return each(a, b, [](float x, float) { return fabsf(x); });
+    case Op::square:
+      return each(a, b, [](float x, float) { return x * x; });
+    case Op::sqrt:
+      return each(a, b, [](float x, float) { return sqrtf(x); });
+    case Op::rsqrt:
+      return each(a, b, [](float x, float) { return 1.0f / sqrtf(x); });
+    case Op::log:
+      return each(a, b, [](float x, float) { return logf(x); });
+    case Op::tanh:
+      return each(a, b, [](float x, float) { return tanhf(x); });
+    case Op::softplus:  // e^a may overflow
+      return each(a, b, [](float x, float) { return (x < 0.0f ? 0.0f : x) + log1pf(expf(-fabsf(x))); });
+    case Op::elu:
+      return each(a, b, [=](float x, float) { return x < 0.0f ? alpha * expm1f(x) : x; });
+    case Op::leaky_relu:
+      return each(a, b, [=](float x, float) { return x < 0.0f ? alpha * x : x; });
+    case Op::pow:
+      return each(a, b, [=](float x, float) { return powf(x, alpha); });
   }
+}
+
+/// A pack of a row, or its one scalar N times.
+template <int N, class T>
+__device__ void load_repeated(const T* p, int64_t column, bool one, T (&v)[N]) {
+  if (!one) return load_pack(p + column, v);
+#pragma unroll
+  for (int j = 0; j < N; ++j) v[j] = *p;
 }
 
 template <class T, int N>
@@ -90,8 +130,8 @@ __global__ void __launch_bounds__(kThreads) pointwise_kernel(PointwiseWork w) {
       if (i + u * step >= items) break;
       const int64_t at = i + u * step, row = w.rows == 1 ? 0 : w.by_packs.of(at);
       const int64_t column = (at - row * w.packs) * N;
-      load_pack(a + w.a_rows.offset(row) + column, in_a[u]);
-      if (b) load_pack(b + w.b_rows.offset(row) + column, in_b[u]);
+      load_repeated(a + w.a_rows.offset(row), column, w.one_a, in_a[u]);
+      if (b) load_repeated(b + w.b_rows.offset(row), column, w.one_b, in_b[u]);
       to[u] = y + w.y_rows.offset(row) + column;
     }
 #pragma unroll
@@ -303,21 +343,18 @@ void run_reduce(Context& ctx, const ReduceWork& w) {
 }  // namespace
 
 void CudaBackend::pointwise(Context& ctx, const PointwiseArgs& args) {
-  const bool broadcast = args.b && !(args.b.shape() == args.a.shape());
-  Tensor a = args.a, b = args.b, y = args.y;
-  if (!broadcast && a.contiguous() && y.contiguous() && (!b || b.contiguous())) {
-    a = flattened(a), y = flattened(y);
-    if (b) b = flattened(b);
-  }
+  const PointwiseViews v(args);
+  const Tensor &a = v.a, &b = v.b, &y = v.y;
   by_float_type(a.dtype(), [&](auto type) {
     using T = typename decltype(type)::type;
     PointwiseWork w{};
     w.a = a.raw(), w.b = b.raw(), w.y = y.raw();
     w.a_rows = DeviceRows(a, 1), w.y_rows = DeviceRows(y, 1);
-    if (b && !broadcast) w.b_rows = DeviceRows(b, 1);
+    if (b) w.b_rows = DeviceRows(b, 1);
+    w.one_a = a.stride(-1) == 0, w.one_b = b && b.stride(-1) == 0;
     w.rows = w.y_rows.count;
     w.op = args.op, w.alpha = args.alpha, w.beta = args.beta;
-    const int64_t n = y.rank() > 0 ? y.dim(-1) : 1;
+    const int64_t n = y.dim(-1);
     const auto launch = [&](auto pack) {
       constexpr int N = decltype(pack)::value;
       const unsigned grid = grid_for(ctx, w.rows * w.packs, kThreads);
@@ -327,18 +364,19 @@ void CudaBackend::pointwise(Context& ctx, const PointwiseArgs& args) {
     };
     using Vector = std::integral_constant<int, kVector<T>>;
     using Scalar = std::integral_constant<int, 1>;
-    if (packable(a, 16) && packable(y, 16) && (!b || packable(b, 16))) {
+    if (packable(y, 16) && (w.one_a || packable(a, 16)) && (!b || w.one_b || packable(b, 16))) {
       w.packs = n / kVector<T>;
       return launch(Vector{});
     }
     // A single row whose length alone does not divide: packs, then what is left.
     const auto based = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0; };
-    if (w.rows == 1 && n >= kVector<T> && based(a) && based(y) && (!b || based(b))) {
+    if (w.rows == 1 && n >= kVector<T> && (w.one_a || based(a)) && based(y) && (!b || w.one_b || based(b))) {
       const int64_t whole = n / kVector<T> * kVector<T>;
       w.packs = n / kVector<T>;
       launch(Vector{});
-      w.a = static_cast<const T*>(w.a) + whole, w.y = static_cast<T*>(w.y) + whole;
-      if (w.b) w.b = static_cast<const T*>(w.b) + whole;
+      w.y = static_cast<T*>(w.y) + whole;
+      if (!w.one_a) w.a = static_cast<const T*>(w.a) + whole;
+      if (w.b && !w.one_b) w.b = static_cast<const T*>(w.b) + whole;
       w.packs = n - whole;
       return launch(Scalar{});
     }

@@ -6,15 +6,19 @@
 namespace attnbench {
 namespace {
 
-bool binary(PointwiseArgs::Op op) {
-  using Op = PointwiseArgs::Op;
-  return op == Op::add || op == Op::sub || op == Op::mul || op == Op::silu_mul || op == Op::sigmoid_mul;
-}
-
 /// One arithmetic step a multiply-add unit does, as opposed to a function evaluation.
 bool simple(PointwiseArgs::Op op) {
   using Op = PointwiseArgs::Op;
-  return op == Op::add || op == Op::sub || op == Op::mul || op == Op::affine || op == Op::clamp;
+  return op == Op::add || op == Op::sub || op == Op::mul || op == Op::affine || op == Op::clamp ||
+         op == Op::max || op == Op::min || op == Op::abs || op == Op::square;
+}
+
+/// y's rank with extents that equal y's or are 1.
+bool broadcasts(const Shape& t, const Shape& y) {
+  if (t.rank() != y.rank()) return false;
+  for (int i = 0; i < t.rank(); ++i)
+    if (t[i] != y[i] && t[i] != 1) return false;
+  return true;
 }
 
 }  // namespace
@@ -24,20 +28,25 @@ void pointwise(Context& ctx, const PointwiseArgs& args) {
   check.present({{"a", args.a}, {"y", args.y}});
   check.dtype({"a", args.a}, {DType::f32, DType::bf16, DType::f16});
   check.same_dtype({"a", args.a}, {"y", args.y});
-  check.same_shape({"a", args.a}, {"y", args.y});
   check.packed({"a", args.a});
   check.packed({"y", args.y});
-  check.same_or_disjoint({"a", args.a}, {"y", args.y});
-  if (binary(args.op)) {
+  if (args.a.shape() == args.y.shape()) {
+    check.same_or_disjoint({"a", args.a}, {"y", args.y});
+  } else {
+    if (!broadcasts(args.a.shape(), args.y.shape())) check.same_shape({"a", args.a}, {"y", args.y});
+    check.disjoint({"a", args.a}, {"y", args.y});
+  }
+  if (is_binary(args.op)) {
     check.present({{"b", args.b}});
     check.same_dtype({"a", args.a}, {"b", args.b});
     check.packed({"b", args.b});
-    if (args.b.shape() == args.a.shape()) {
+    if (args.b.shape() == args.y.shape()) {
       check.same_or_disjoint({"b", args.b}, {"y", args.y});
     } else {
-      if (args.a.rank() == 0 || !(args.b.shape() == Shape{args.a.dim(-1)}))
+      const bool row = args.y.rank() > 0 && args.b.shape() == Shape{args.y.dim(-1)};
+      if (!row && !broadcasts(args.b.shape(), args.y.shape()))
         check.fail("the tensor 'b' has shape " + args.b.shape().str() + " but must have " +
-                   args.a.shape().str() + " or its last axis alone");
+                   args.y.shape().str() + ", its last axis alone, or extents of 1 in place of others");
       check.disjoint({"b", args.b}, {"y", args.y});
     }
   } else if (args.b) {

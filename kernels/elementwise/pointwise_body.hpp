@@ -3,9 +3,11 @@
 #include "kernels/elementwise/pointwise_rows.hpp"
 
 namespace attnbench {
-// The C library's functions, for arguments beyond kTrigLimit; defined in cpu.cpp, compiled for every machine.
+// The C library's functions, for arguments beyond kTrigLimit and for powers; defined in cpu.cpp, compiled for
+// every machine.
 float far_sin(float x);
 float far_cos(float x);
+float far_pow(float x, float y);
 }  // namespace attnbench
 
 namespace attnbench::ATTNBENCH_ISA {
@@ -45,27 +47,55 @@ ATTNBENCH_INLINE F apply(F a, F b, F alpha, F beta) {
   if constexpr (kOp == Op::cos) return trig<1>(a);
   if constexpr (kOp == Op::silu_mul) return a * sigmoid(a) * b;
   if constexpr (kOp == Op::sigmoid_mul) return sigmoid(a) * b;
+  if constexpr (kOp == Op::gelu_mul) return gelu(a) * b;
+  if constexpr (kOp == Op::div) return a / b;
+  if constexpr (kOp == Op::max) return a > b || a != a ? a : b;  // a comparison with NaN in b is false
+  if constexpr (kOp == Op::min) return a < b || a != a ? a : b;
+  if constexpr (kOp == Op::prelu) return a < F{} ? a * b : a;
+  if constexpr (kOp == Op::abs) return as_float(as_uint(a) & 0x7fffffffu);
+  if constexpr (kOp == Op::square) return a * a;
+  if constexpr (kOp == Op::sqrt) return sqrt(a);
+  if constexpr (kOp == Op::rsqrt) return 1.0f / sqrt(a);
+  if constexpr (kOp == Op::log) return log(a);
+  if constexpr (kOp == Op::tanh) return tanh(a);
+  if constexpr (kOp == Op::softplus) {  // e^a may overflow: max(a, 0) + log(1 + e^-|a|)
+    const F m = as_float(as_uint(a) & 0x7fffffffu);
+    return (a < F{} ? F{} : a) + log1p(exp(-m));
+  }
+  if constexpr (kOp == Op::elu) return a < F{} ? alpha * expm1(a) : a;
+  if constexpr (kOp == Op::leaky_relu) return a < F{} ? alpha * a : a;
+  if constexpr (kOp == Op::pow) {
+    F y;
+    for (int l = 0; l < kLanes; ++l) y[l] = far_pow(a[l], alpha[l]);
+    return y;
+  }
 }
 
 template <Op kOp, class T>
 void rows_of(const PointwiseRows& w) {
-  constexpr bool binary =
-      kOp == Op::add || kOp == Op::sub || kOp == Op::mul || kOp == Op::silu_mul || kOp == Op::sigmoid_mul;
+  constexpr bool binary = is_binary(kOp);
   const F alpha = splat(w.alpha), beta = splat(w.beta);
   for (int64_t r = 0; r < w.rows; ++r) {
     const T* a = static_cast<const T*>(w.a) + r * w.stride_a;
     const T* b = binary ? static_cast<const T*>(w.b) + r * w.stride_b : nullptr;
     T* y = static_cast<T*>(w.y) + r * w.stride_y;
+    const bool one_a = w.step_a == 0, one_b = binary && w.step_b == 0;
+    const F all_a = one_a ? splat(load_part(a, 1)[0]) : F{};
+    F all_b{};
+    if constexpr (binary)
+      if (one_b) all_b = splat(load_part(b, 1)[0]);
     int64_t i = 0;
     for (; i + kLanes <= w.n; i += kLanes) {
-      F vb{};
-      if constexpr (binary) vb = load(b + i);
-      store(y + i, apply<kOp>(load(a + i), vb, alpha, beta));
+      F vb = all_b;
+      if constexpr (binary)
+        if (!one_b) vb = load(b + i);
+      store(y + i, apply<kOp>(one_a ? all_a : load(a + i), vb, alpha, beta));
     }
     if (const int64_t rest = w.n - i; rest > 0) {
-      F vb{};
-      if constexpr (binary) vb = load_part(b + i, rest);
-      store_part(y + i, apply<kOp>(load_part(a + i, rest), vb, alpha, beta), rest);
+      F vb = all_b;
+      if constexpr (binary)
+        if (!one_b) vb = load_part(b + i, rest);
+      store_part(y + i, apply<kOp>(one_a ? all_a : load_part(a + i, rest), vb, alpha, beta), rest);
     }
   }
 }
@@ -91,6 +121,21 @@ void choose(const PointwiseRows& w) {
     ATTNBENCH_CASE(sin)
     ATTNBENCH_CASE(silu_mul)
     ATTNBENCH_CASE(sigmoid_mul)
+    ATTNBENCH_CASE(gelu_mul)
+    ATTNBENCH_CASE(div)
+    ATTNBENCH_CASE(max)
+    ATTNBENCH_CASE(min)
+    ATTNBENCH_CASE(prelu)
+    ATTNBENCH_CASE(abs)
+    ATTNBENCH_CASE(square)
+    ATTNBENCH_CASE(sqrt)
+    ATTNBENCH_CASE(rsqrt)
+    ATTNBENCH_CASE(log)
+    ATTNBENCH_CASE(tanh)
+    ATTNBENCH_CASE(softplus)
+    ATTNBENCH_CASE(elu)
+    ATTNBENCH_CASE(leaky_relu)
+    ATTNBENCH_CASE(pow)
 #undef ATTNBENCH_CASE
   }
 }

@@ -8,13 +8,14 @@
 
 namespace attnbench {
 
-/// `rows` rows of `n` elements, a row stride (in elements) per operand; b is null for unary functions.
+/// `rows` rows of `n` elements, a row stride (in elements) per operand; b is null for unary functions. Within
+/// a row a and b are elements (step 1) or one repeated scalar (step 0).
 struct PointwiseRows {
   PointwiseArgs::Op op;
   DType dtype;
   const void *a, *b;
   void* y;
-  int64_t stride_a, stride_b, stride_y, rows, n;
+  int64_t stride_a, stride_b, stride_y, step_a, step_b, rows, n;
   float alpha, beta;
 };
 ATTNBENCH_EACH_ISA(void pointwise_rows(const PointwiseRows&))

@@ -1,4 +1,4 @@
-// Sums of grid cells over channel vectors, compiled once per instruction set; see isa.hpp.
+// Sums and maxima of grid cells over channel vectors, compiled once per instruction set; see isa.hpp.
 #include "kernels/core/simd.hpp"
 #include "kernels/pool/pool_rows.hpp"
 
@@ -33,6 +33,25 @@ void cell(const T* x, int64_t sh, int64_t sw, int64_t height, int64_t width, T* 
   }
 }
 
+/// NaN, once seen, stays: it is collected beside the maxima, as in RunningMax.
+template <class T>
+void cell_max(const T* x, int64_t sh, int64_t sw, int64_t height, int64_t width, T* y, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    const int64_t rest = channels - c < kLanes ? channels - c : kLanes;
+    RunningMax m;
+    for (int64_t h = 0; h < height; ++h)
+      for (int64_t w = 0; w < width; ++w) {
+        const T* p = x + h * sh + w * sw + c;
+        m.add(rest == kLanes ? load(p) : load_part(p, rest));
+      }
+    const F top = m.nan != 0 ? splat(__builtin_nanf("")) : m.top;
+    if (rest == kLanes)
+      store(y + c, top);
+    else
+      store_part(y + c, top, rest);
+  }
+}
+
 }  // namespace
 
 void pool_cell(DType t, const void* x, int64_t sh, int64_t sw, int64_t height, int64_t width, void* y,
@@ -42,6 +61,15 @@ void pool_cell(DType t, const void* x, int64_t sh, int64_t sw, int64_t height, i
   if (t == DType::bf16)
     return cell(static_cast<const bf16*>(x), sh, sw, height, width, static_cast<bf16*>(y), channels, scale);
   return cell(static_cast<const f16*>(x), sh, sw, height, width, static_cast<f16*>(y), channels, scale);
+}
+
+void pool_cell_max(DType t, const void* x, int64_t sh, int64_t sw, int64_t height, int64_t width, void* y,
+                   int64_t channels) {
+  if (t == DType::f32)
+    return cell_max(static_cast<const float*>(x), sh, sw, height, width, static_cast<float*>(y), channels);
+  if (t == DType::bf16)
+    return cell_max(static_cast<const bf16*>(x), sh, sw, height, width, static_cast<bf16*>(y), channels);
+  return cell_max(static_cast<const f16*>(x), sh, sw, height, width, static_cast<f16*>(y), channels);
 }
 
 }  // namespace attnbench::ATTNBENCH_ISA

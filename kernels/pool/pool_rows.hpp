@@ -11,4 +11,8 @@ namespace attnbench {
 ATTNBENCH_EACH_ISA(void pool_cell(DType, const void* x, int64_t stride_h, int64_t stride_w, int64_t height,
                                   int64_t width, void* y, int64_t channels, float scale))
 
+/// The same with the maximum, NaN when there is one.
+ATTNBENCH_EACH_ISA(void pool_cell_max(DType, const void* x, int64_t sh, int64_t sw, int64_t height,
+                                      int64_t width, void* y, int64_t channels))
+
 }  // namespace attnbench

@@ -259,3 +259,52 @@ TEST_CASE("CUDA: more than 2^31 elements") {
     }
   }
 }
+
+TEST_CASE("CUDA pointwise repeats operands of extent 1 along any axis, and its newer functions agree") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  using Op = PointwiseArgs::Op;
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 305);
+  const Shape full{3, 5, 4, 40};
+  for (const Shape& sa : {full, Shape{3, 1, 4, 40}, Shape{1, 5, 1, 1}, Shape{1, 1, 1, 1}})
+    for (const Shape& sb :
+         {full, Shape{1, 5, 1, 1}, Shape{3, 5, 4, 1}, Shape{1, 1, 4, 40}, Shape{1, 1, 1, 1}}) {
+      const Twin a = s.random(type, sa), b = s.padded(type, sb, 1, 2), y = s.poisoned(type, full);
+      pointwise(s.device, {Op::sub, a.device, b.device, y.device});
+      pointwise(s.host, {Op::sub, a.host, b.host, y.host});
+      INFO(sa.str() << " - " << sb.str());
+      check_norm(s.fetch(y), values(y.host), 0.0);
+    }
+  for (Op op : {Op::gelu_mul, Op::div, Op::max, Op::min, Op::prelu, Op::abs, Op::square, Op::sqrt, Op::rsqrt,
+                Op::log, Op::tanh, Op::softplus, Op::elu, Op::leaky_relu, Op::pow}) {
+    const Twin a = s.random(type, {7, 33}, op == Op::tanh || op == Op::elu ? -4 : 0.1, 4),
+               b = s.random(type, {33}, 0.5, 2), y = s.poisoned(type, {7, 33});
+    const Tensor none;
+    pointwise(s.device, {op, a.device, is_binary(op) ? b.device : none, y.device, 1.5f});
+    pointwise(s.host, {op, a.host, is_binary(op) ? b.host : none, y.host, 1.5f});
+    INFO("op " << static_cast<int>(op));
+    check_norm(s.fetch(y), values(y.host), type == DType::f32 ? 16 * 0x1p-24 : epsilon_of(type));
+  }
+}
+
+TEST_CASE("CUDA reduce_axis agrees with the CPU along every axis") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  using Op = ReduceAxisArgs::Op;
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 306);
+  for (Op op : {Op::sum, Op::mean, Op::max, Op::min, Op::squares, Op::norm, Op::variance, Op::deviation})
+    for (const Shape& shape : {Shape{3, 17, 5}, Shape{2, 1000, 33}, Shape{1, 1, 20000}, Shape{1, 1, 1}})
+      for (int axis : {0, 1, 2}) {
+        Shape out = shape;
+        out[axis] = 1;
+        const Twin x = s.random(type, shape), y = s.poisoned(DType::f32, out);
+        reduce_axis(s.device, {op, x.device, y.device, axis});
+        reduce_axis(s.host, {op, x.host, y.host, axis});
+        INFO("op " << static_cast<int>(op) << " axis " << axis << " of " << shape.str());
+        check_norm(s.fetch(y), values(y.host), 4 * 0x1p-24);
+      }
+  const Twin x = s.random(type, {4, 700, 9}), y = s.poisoned(DType::f32, {4, 9});
+  s.check_graph([&] { reduce_axis(s.device, {Op::norm, x.device, y.device, 1}); }, {y});
+}

@@ -48,6 +48,29 @@ const std::vector<Function>& functions() {
        [](double a, double b, double, double) { return a * sigmoid(a) * b; }},
       {Op::sigmoid_mul, "sigmoid_mul", true, true,
        [](double a, double b, double, double) { return sigmoid(a) * b; }},
+      {Op::gelu_mul, "gelu_mul", true, true,
+       [](double a, double b, double, double) { return 0.5 * a * std::erfc(-a * std::sqrt(0.5)) * b; }},
+      {Op::div, "div", true, true, [](double a, double b, double, double) { return a / b; }},
+      {Op::max, "max", true, false,
+       [](double a, double b, double, double) { return std::isnan(a + b) ? a + b : std::max(a, b); }},
+      {Op::min, "min", true, false,
+       [](double a, double b, double, double) { return std::isnan(a + b) ? a + b : std::min(a, b); }},
+      {Op::prelu, "prelu", true, true, [](double a, double b, double, double) { return a < 0 ? a * b : a; }},
+      {Op::abs, "abs", false, false, [](double a, double, double, double) { return std::fabs(a); }},
+      {Op::square, "square", false, false, [](double a, double, double, double) { return a * a; }},
+      {Op::sqrt, "sqrt", false, true, [](double a, double, double, double) { return std::sqrt(a); }},
+      {Op::rsqrt, "rsqrt", false, true, [](double a, double, double, double) { return 1 / std::sqrt(a); }},
+      {Op::log, "log", false, true, [](double a, double, double, double) { return std::log(a); }},
+      {Op::tanh, "tanh", false, true, [](double a, double, double, double) { return std::tanh(a); }},
+      {Op::softplus, "softplus", false, true,
+       [](double a, double, double, double) {
+         return std::max(a, 0.0) + std::log1p(std::exp(-std::fabs(a)));
+       }},
+      {Op::elu, "elu", false, true,
+       [](double a, double, double s, double) { return a < 0 ? s * std::expm1(a) : a; }},
+      {Op::leaky_relu, "leaky_relu", false, true,
+       [](double a, double, double s, double) { return a < 0 ? s * a : a; }},
+      {Op::pow, "pow", false, true, [](double a, double, double s, double) { return std::pow(a, s); }},
   };
   return all;
 }
@@ -58,6 +81,8 @@ double tolerance(const Function& f, double a, double want) {
   const double relative = 4 * 0x1p-23 * std::fabs(want);
   if (f.op == Op::gelu_tanh)  // the sigmoid's argument carries three roundings, which are absolute in it
     return relative + 3 * 0x1p-23 * std::fabs(gelu_exponent(a) * want) + 1e-37;
+  if (f.op == Op::gelu_mul) return relative + 1.5e-7 * std::fabs(a) * 4 + 1e-37;  // |b| <= 4
+  if (f.op == Op::log) return relative + 0x1p-24;  // its zero is at 1, where a itself is rounded
   if (f.op == Op::gelu_erf) return relative + 1.5e-7 * std::fabs(a) + 1e-37;
   if (f.op == Op::sin || f.op == Op::cos) return relative + 0x1p-23;
   if (f.op == Op::add || f.op == Op::sub || f.op == Op::mul || f.op == Op::affine)
@@ -125,6 +150,11 @@ TEST_CASE("exp and the sigmoids are right over their whole range, and trigonomet
       for (int64_t i = 0; i < 20001; ++i) {
         const double a = get(p.a, i);
         const double want = f.f(a, 0, static_cast<double>(p.alpha), static_cast<double>(p.beta));
+        if (std::isnan(want)) {  // roots, logarithms and powers of negative numbers
+          CHECK(std::isnan(get(p.y, i)));
+          continue;
+        }
+        if (want == get(p.y, i)) continue;  // infinities too
         if (want > 3.4028236e38) {
           CHECK(std::isinf(get(p.y, i)));
           continue;
@@ -168,7 +198,7 @@ TEST_CASE("NaN stays NaN through every function, and infinities behave") {
         INFO(f.name);
         for (double y : values(p.y)) REQUIRE(std::isnan(y));
         if (f.binary) {
-          fill(p.a, 1.0);
+          fill(p.a, f.op == Op::prelu ? -1.0 : 1.0);  // prelu reads its slope below 0 only
           fill(p.b, std::numeric_limits<double>::quiet_NaN());
           fill(p.y, 0.0);
           pointwise(ctx, p);
@@ -189,9 +219,70 @@ TEST_CASE("NaN stays NaN through every function, and infinities behave") {
     gives(Op::exp, inf, 0);
     gives(Op::sigmoid, 1, 0);
     gives(Op::relu, inf, 0);
+    gives(Op::tanh, 1, -1);
+    gives(Op::softplus, inf, 0);
+    p.alpha = 2;
+    gives(Op::elu, inf, -2);
+    gives(Op::leaky_relu, inf, -inf);
+    gives(Op::abs, inf, inf);
+    p.op = Op::log;
+    pointwise(ctx, p);
+    CHECK(get(p.y, 0) == inf);
+    CHECK(std::isnan(get(p.y, 1)));
+    put(p.a, 0, 0.0);
+    put(p.a, 1, 1e-42);  // subnormal
+    pointwise(ctx, p);
+    CHECK(get(p.y, 0) == -inf);
+    CHECK(std::fabs(get(p.y, 1) - std::log(get(p.a, 1))) < 1e-5);
+    put(p.a, 0, inf);
+    put(p.a, 1, -inf);
     p.op = Op::sin;
     pointwise(ctx, p);
     CHECK(std::isnan(get(p.y, 0)));
+  });
+}
+
+TEST_CASE("operands of extent 1 are repeated along any axis") {
+  Context ctx(cpu_backend(), 2);
+  each_isa([&] {
+    Random r(34);
+    const DType type = DType::f32;
+    const Shape full{3, 5, 4, 35};
+    for (const Shape& sa : {full, Shape{3, 1, 4, 35}, Shape{1, 5, 1, 1}, Shape{1, 1, 1, 1}})
+      for (const Shape& sb : {full, Shape{1, 5, 1, 1}, Shape{3, 5, 4, 1}, Shape{1, 1, 4, 35},
+                              Shape{3, 1, 1, 1}, Shape{1, 1, 1, 1}}) {
+        PointwiseArgs p;
+        p.op = Op::sub;
+        p.a = random(ctx, type, sa, r);
+        p.b = randomize(padded(ctx, type, sb, 1, 2), r);
+        p.y = padded(ctx, type, full, 3, 1);
+        poison(p.y);
+        pointwise(ctx, p);
+        std::vector<double> want;
+        const auto at = [](const Tensor& t, std::initializer_list<int64_t> index) {
+          int64_t offset = 0;
+          int axis = 0;
+          for (int64_t i : index) {
+            if (t.dim(axis) > 1) offset += i * t.stride(axis);
+            ++axis;
+          }
+          return get(t, offset);
+        };
+        for (int64_t i = 0; i < 3; ++i)
+          for (int64_t j = 0; j < 5; ++j)
+            for (int64_t k = 0; k < 4; ++k)
+              for (int64_t l = 0; l < 35; ++l) want.push_back(at(p.a, {i, j, k, l}) - at(p.b, {i, j, k, l}));
+        INFO(sa.str() << " - " << sb.str());
+        check_close(p.y, want, {0x1p-23});
+      }
+    // Columns of a transposed tensor, whose rows have one element.
+    const Tensor column = random(ctx, type, {7, 9}, r).slice(1, 2, 3);
+    const Tensor gain = random(ctx, type, {1, 1}, r);
+    const Tensor y = poisoned(ctx, type, {7, 3}).slice(1, 1, 2);
+    pointwise(ctx, {Op::mul, column, gain, y});
+    std::vector<double> want;
+    for (double v : values(column)) want.push_back(v * get(gain, 0));
+    check_close(y, want, {0x1p-23});
   });
 }
 

@@ -79,3 +79,42 @@ TEST_CASE("CUDA normalize: many rows, strided rows, in place, NaN rows, a large 
   args.x = x.device, args.y = y.device;
   s.check_graph([&] { normalize(s.device, args); }, {y});
 }
+
+TEST_CASE(
+    "CUDA group_norm and l2_norm agree with the CPU: groups, layouts, running statistics, long regions") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 503);
+  for (bool last : {true, false})
+    for (int64_t groups : {1, 4, 24, 0})  // 0: running statistics
+      for (int64_t positions : {1, 35, 9000}) {
+        GroupNormArgs a;
+        a.channels_last = last, a.groups = std::max<int64_t>(groups, 1);
+        const Shape shape = last ? Shape{2, positions, 24} : Shape{2, 24, positions};
+        const Twin x = s.random(type, shape, -2, 3), y = s.poisoned(type, shape);
+        const Twin gain = s.random(type, {24}), offset = s.random(type, {24});
+        const Twin mean = s.random(DType::f32, {24}), variance = s.random(DType::f32, {24}, 0.1, 2);
+        GroupNormArgs there = a, here = a;
+        there.x = x.device, there.y = y.device, there.gain = gain.device, there.offset = offset.device;
+        here.x = x.host, here.y = y.host, here.gain = gain.host, here.offset = offset.host;
+        if (groups == 0) {
+          there.mean = mean.device, there.variance = variance.device;
+          here.mean = mean.host, here.variance = variance.host;
+        }
+        group_norm(s.device, there);
+        group_norm(s.host, here);
+        INFO(shape.str() << " groups " << groups << (last ? " last" : " first"));
+        check_norm(s.fetch(y), values(y.host), type == DType::f32 ? 16 * 0x1p-24 : epsilon_of(type));
+        if (positions == 35) s.check_graph([&] { group_norm(s.device, there); }, {y});
+      }
+  for (int64_t n : {1, 17, 64, 3000}) {
+    NormArgs there, here;
+    there.kind = here.kind = NormArgs::Kind::l2_norm, there.eps = here.eps = 1e-12f;
+    const Twin x = s.random(type, {5, n}), y = s.poisoned(type, {5, n});
+    there.x = x.device, there.y = y.device, here.x = x.host, here.y = y.host;
+    normalize(s.device, there);
+    normalize(s.host, here);
+    check_norm(s.fetch(y), values(y.host), type == DType::f32 ? 32 * 0x1p-24 : epsilon_of(type));
+  }
+}
