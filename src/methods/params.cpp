@@ -55,7 +55,13 @@ std::string check(const ParamSpec& s, Value& v) {
   const auto in_range = [&s](double x) { return !(s.min && x < *s.min) && !(s.max && x > *s.max); };
   switch (s.type) {
     case ParamSpec::Type::integer:
-      if (!v.is_int()) return "a whole number is wanted, not " + v.str();
+      if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
+        return "";
+      if (!v.is_int()) {
+        std::string words;
+        for (const std::string& c : s.choices) words += " or " + c;
+        return "a whole number" + words + " is wanted, not " + v.str();
+      }
       if (!in_range(static_cast<double>(v.as_int()))) return range_text(s) + " is wanted, not " + v.str();
       return "";
     case ParamSpec::Type::number:
