@@ -214,9 +214,6 @@ void check_problem(const Problem& p) {
   if (p.kv_heads && p.heads && p.heads % p.kv_heads != 0)
     throw UsageError("problem.kv_heads: " + std::to_string(p.kv_heads) + " does not divide heads " +
                      std::to_string(p.heads));
-  if (p.head_dim == 0 && p.channels && p.heads && p.kind != ProblemKind::signal && p.channels % p.heads != 0)
-    throw UsageError("problem.channels: " + std::to_string(p.channels) + " is not divisible by heads " +
-                     std::to_string(p.heads));
   if (p.kind == ProblemKind::signal && !p.samples && !p.length && !p.grid.empty())
     throw UsageError("problem.samples: a signal needs its number of samples");
   p.tokens();  // refuses grids that overflow
