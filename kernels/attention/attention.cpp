@@ -4,6 +4,7 @@
 #include <cmath>
 #include <memory>
 #include <string>
+#include <tuple>
 
 #include "kernels/attention/geometry.hpp"
 #include "kernels/core/backend.hpp"
@@ -260,12 +261,13 @@ int64_t listed_entries(const BlockMask& mask) {
 
 Cost cost_of(const AttentionArgs& args, const AttentionSizes& s, int64_t pairs, int64_t entries) {
   Cost c;
-  c.matmul = 2 * (s.d + s.e) * pairs;
+  c.matmul = 2 * (s.d + s.e + (args.relative.keys ? s.d : 0) + (args.relative.values ? s.e : 0)) * pairs;
   c.special = pairs;
   c.elementwise = 4 * pairs;
   c.bytes_read = elements_read(args.q) + elements_read(args.k) + elements_read(args.v) +
                  elements_read(args.bias.slope) + elements_read(args.bias.relative) +
-                 elements_read(args.sink_logit) + elements_read(args.pages.table);
+                 elements_read(args.sink_logit) + elements_read(args.pages.table) +
+                 elements_read(args.relative.keys) + elements_read(args.relative.values);
   // A broadcast bias is read once for each element it holds.
   if (args.bias.dense) {
     int64_t n = 1;
@@ -371,6 +373,19 @@ void check_attention(const AttentionArgs& args) {
         bias.relative.dim(1) % 2 != 1)
       refuse("bias.relative must have shape [1 or H, 2 R + 1], not " + bias.relative.shape().str());
   }
+  for (const auto& [what, t, width] :
+       {std::tuple<const char*, const Tensor&, int64_t>{"relative.keys", args.relative.keys, s.d},
+        {"relative.values", args.relative.values, s.e}})
+    if (t) {
+      need_dtype(what, t, dtype);
+      if (t.rank() != 3 || (t.dim(0) != 1 && t.dim(0) != s.heads) || t.dim(1) < 1 || t.dim(2) != width)
+        refuse(std::string(what) + " must have shape [1 or H, T, " + std::to_string(width) + "], not " +
+               t.shape().str());
+      if (t.device() != args.q.device()) refuse(std::string(what) + " and q live on different devices");
+      need_last_contiguous(what, t);
+    }
+  if (std::abs(args.relative.origin) > INT32_MAX / 2)
+    refuse("relative.origin must stay within 2^30, not " + std::to_string(args.relative.origin));
   if (args.sink_logit) {
     need_dtype("sink_logit", args.sink_logit, DType::f32);
     need_shape("sink_logit", args.sink_logit, {{s.heads}}, "[H]");
@@ -407,6 +422,8 @@ Cost attention_cost(const AttentionArgs& args) {
 namespace {
 void check_and_charge(Context& ctx, const AttentionArgs& args) {
   check_attention(args);
+  if ((args.relative.keys || args.relative.values) && ctx.device() != DeviceKind::cpu)
+    throw Unsupported("attention: relative embeddings inside the operator run on the CPU alone so far");
   const AttentionSizes s = attention_sizes(args);
   // Pairs that depend on data are counted in the accounting pass only, from copies where they live on a
   // device.

@@ -4,6 +4,9 @@
 //   p_ij = exp(s_ij - lse_i),  lse_i = ln(sum_j exp(s_ij) + exp(sink_h))   over the attended pairs of the
 //   mask o_i  = sum_j p_ij v_j
 //
+// With relative embeddings (RelativeEmbedding below) key j acts on query i as k_j + e_{j-i} and value j as
+// v_j + f_{j-i}: the score term depends on the query, unlike a bias, and still needs no N x M memory.
+//
 // Shapes: q [B, H, N, D], k [B, Hkv, M, D], v [B, Hkv, M, E], o [B, H, N, E]; H a multiple of Hkv (head h
 // reads kv head h / (H / Hkv)). Any strides with a contiguous last axis. N != M allowed; N = 0 or M = 0
 // allowed. dtypes: q, k, v, o equal: f32, bf16, f16 (scores, sums and o accumulated in f32). D, E: 1..512 on
@@ -13,9 +16,9 @@
 //
 // Cost (charged from what is executed): matmul 2 (D + E) per visited pair, special 1 and elementwise 4 per
 // visited pair, where visited pairs are those of whole visited blocks, cut at N and M; without lists: of the
-// attended pairs exactly (causal, band), as the formula of every paper counts them. Online-softmax rescaling
-// is not charged. Sources: FlashAttention (arXiv 2205.14135) for the online softmax; block lists as in
-// GPU_KERNELS notes.
+// attended pairs exactly (causal, band), as the formula of every paper counts them; relative keys add 2 D and
+// relative values 2 E a pair, inside or outside their table. Online-softmax rescaling is not charged.
+// Sources: FlashAttention (arXiv 2205.14135) for the online softmax; block lists as in GPU_KERNELS notes.
 #pragma once
 #include "kernels/attention/block_mask.hpp"
 #include "kernels/core/context.hpp"
@@ -35,6 +38,18 @@ struct ScoreBias {
   Tensor relative;
 };
 
+/// Embeddings of the distance between key and query (Shaw et al., arXiv 1803.02155; Music Transformer, arXiv
+/// 1809.04281): pair (i, j) uses row origin + j - i - offset of the tables, offset = M - N. What lies outside
+/// a table adds nothing (a row of zeros), or with `clip` is its nearest row. On the CPU a step's terms are
+/// one more product with as many rows as the step has keys, read off along its diagonals; token orders
+/// (mask.q_order) fall back to a product a pair. On CUDA such calls are Unsupported so far.
+struct RelativeEmbedding {
+  Tensor keys;         ///< the problem's dtype, [H or 1, T, D], contiguous last axis
+  Tensor values;       ///< the same, [H or 1, T', E]; origin and clip are shared
+  int64_t origin = 0;  ///< row of the key that stands at the query; may lie outside the tables
+  bool clip = false;
+};
+
 /// Keys and values in pages: k, v are [pages, Hkv, page_size, D]; table i32 [B, max_pages] names each
 /// sequence's pages in order; key_length (of the mask) i32 [B] is required.
 struct PagedCache {
@@ -47,6 +62,7 @@ struct AttentionArgs {
   float scale = 1.0f;     ///< the caller passes 1/sqrt(D); no default is implied
   float soft_cap = 0.0f;  ///< 0: off
   ScoreBias bias;
+  RelativeEmbedding relative;
   Tensor sink_logit;                ///< f32 [H]: one extra logit a row, without value
   const BlockMask* mask = nullptr;  ///< null: every pair
   PagedCache pages;

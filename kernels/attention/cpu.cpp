@@ -42,6 +42,7 @@ constexpr int64_t kSplitTasks = 32;
 constexpr int64_t kMassKeys = 512;
 
 void load_queries(const Plan& p, const Tile& t, Workspace& w) {
+  w.far_next = -1;
   const void* rows[kLanes];
   for (int l = 0; l < t.used; ++l) rows[l] = p.q.at(t.b, t.head_of(l), t.token[l]);
   if (t.by_rows) {
@@ -185,6 +186,144 @@ void each_lane_run(const Step& step, int lanes, Visit visit) {
   }
 }
 
+/// Rows of a table of relative embeddings for the distances of keys [token, token + keys) and lanes that hold
+/// consecutive queries: entry u is for key j and lane l of u = j - l + lanes - 1.
+class DistanceRows {
+ public:
+  DistanceRows(const Plan& p, const Tile& t, const Workspace& w, const Tensor& table, int64_t token, int keys)
+      : clip_(p.a.relative.clip), none_(w.none) {
+    const auto size = static_cast<int64_t>(size_of(table.dtype()));
+    base_ = static_cast<const char*>(table.raw()) + (table.dim(0) == 1 ? 0 : t.head * table.stride(0)) * size;
+    step_ = table.stride(1) * size, rows_ = table.dim(1);
+    first_ = p.a.relative.origin + token - t.token[0] - t.offset - (t.lanes - 1);
+    count_ = keys + t.lanes - 1;
+  }
+  int count() const { return count_; }
+  /// Entries [begin, end) have rows; the others are zero.
+  int begin() const { return clip_ ? 0 : static_cast<int>(std::clamp<int64_t>(-first_, 0, count_)); }
+  int end() const {
+    return clip_ ? count_ : static_cast<int>(std::clamp<int64_t>(rows_ - first_, 0, count_));
+  }
+  const void* at(int u) const { return row(first_ + u); }
+  const void* row(int64_t r) const {
+    if (clip_) return base_ + std::clamp<int64_t>(r, 0, rows_ - 1) * step_;
+    return r < 0 || r >= rows_ ? none_ : static_cast<const void*>(base_ + r * step_);
+  }
+
+ private:
+  const char* base_;
+  int64_t step_, rows_, first_;
+  int count_;
+  bool clip_;
+  const void* none_;
+};
+
+/// Calls visit(first key, keys) for runs of consecutive key tokens of a step.
+template <class Visit>
+void each_token_run(const Step& step, Visit visit) {
+  if (step.consecutive) return visit(0, step.keys);
+  for (int j = 0; j < step.keys;) {
+    int to = j + 1;
+    while (to < step.keys && step.token[to] == step.token[to - 1] + 1) ++to;
+    visit(j, to - j);
+    j = to;
+  }
+}
+
+/// Adds q_i . e_{j-i} to S^T.
+void add_relative_keys(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
+  const Tensor& table = p.a.relative.keys;
+  const int64_t d = p.s.d;
+  if (p.q_order) {  // distances do not run along the lanes
+    float query[kMaxDim], key[kMaxDim];
+    const DistanceRows rows(p, t, w, table, t.token[0] + t.offset, 1);
+    for (int l = 0; l < t.used; ++l) {
+      const void* from = p.q.at(t.b, t.head, t.token[l]);
+      p.k.widen(p.dtype, &from, 1, d, query, d);
+      for (int j = 0; j < step.keys; ++j) {
+        const void* row = rows.row(p.a.relative.origin + step.token[j] - t.token[l] - t.offset);
+        if (row == w.none) continue;
+        p.k.widen(p.dtype, &row, 1, d, key, d);
+        float sum = 0;
+        for (int64_t i = 0; i < d; ++i) sum += query[i] * key[i];
+        w.s[j * t.lanes + l] += sum;
+      }
+    }
+    return;
+  }
+  each_token_run(step, [&](int first, int keys) {
+    const DistanceRows rows(p, t, w, table, step.token[first], keys);
+    // Of what the last step left, all but one distance a key serves again.
+    int from = rows.begin(), until = rows.end(), kept = 0;
+    if (keys == kKeys && w.far_next == step.token[first]) {
+      kept = t.lanes - 1;
+      std::memmove(w.far, w.far + int64_t{kKeys} * t.lanes,
+                   static_cast<size_t>(int64_t{kept} * t.lanes) * sizeof(float));
+      from = std::max(from, kept), until = std::max(until, from);
+    }
+    w.far_next = step.consecutive && keys == kKeys ? step.token[first] + kKeys : -1;
+    std::fill(w.far + kept * t.lanes, w.far + from * t.lanes, 0.0f);
+    std::fill(w.far + until * t.lanes, w.far + rows.count() * t.lanes, 0.0f);
+    for (int u = from; u < until; u += kKeys) {
+      const void* wanted[kKeys];
+      const int n = std::min(kKeys, until - u);
+      for (int i = 0; i < n; ++i) wanted[i] = rows.at(u + i);
+      float* out = w.far + u * t.lanes;
+      if (t.by_rows) {
+        p.k.row_scores(p.dtype, w.q, d, t.used, d, wanted, n, out, t.lanes, 0);
+      } else if (p.pairs) {
+        p.k.scores_pairs(w.q, t.lanes, t.lanes, d, wanted, n, out);
+      } else {
+        if (p.dtype != DType::f32) {
+          p.k.widen(p.dtype, wanted, n, d, w.k, d);
+          for (int i = 0; i < n; ++i) wanted[i] = w.k + i * d;
+        }
+        p.k.scores(w.q, t.lanes, t.lanes, d, wanted, n, out);
+      }
+    }
+    p.k.gather_diagonals(w.far, t.lanes, keys, w.s + first * t.lanes);
+  });
+}
+
+/// O += sum_j p_ij f_{j-i}; P^T is f32.
+void add_relative_values(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
+  const Tensor& table = p.a.relative.values;
+  const int64_t e = p.s.e;
+  if (p.q_order) {
+    const int64_t o_lane = t.by_rows ? e : 1, o_dim = t.by_rows ? 1 : t.lanes;
+    float value[kMaxDim];
+    const DistanceRows rows(p, t, w, table, t.token[0] + t.offset, 1);
+    for (int j = 0; j < step.keys; ++j)
+      for (int l = 0; l < t.used; ++l) {
+        const float weight = w.s[j * t.lanes + l];
+        const void* row = rows.row(p.a.relative.origin + step.token[j] - t.token[l] - t.offset);
+        if (row == w.none || weight == 0.0f) continue;
+        p.k.widen(p.dtype, &row, 1, e, value, e);
+        for (int64_t i = 0; i < e; ++i) w.o[l * o_lane + i * o_dim] += weight * value[i];
+      }
+    return;
+  }
+  each_token_run(step, [&](int first, int keys) {
+    const DistanceRows rows(p, t, w, table, step.token[first], keys);
+    p.k.spread_diagonals(w.s + first * t.lanes, t.lanes, keys, w.spread);
+    for (int u = rows.begin(); u < rows.end(); u += kKeys) {
+      const void* wanted[kKeys];
+      const int n = std::min(kKeys, rows.end() - u);
+      for (int i = 0; i < n; ++i) wanted[i] = rows.at(u + i);
+      const float* weight = w.spread + u * t.lanes;
+      if (t.by_rows) {
+        p.k.row_accumulate(p.dtype, w.o, e, t.used, e, wanted, n, weight, t.lanes, 0);
+        continue;
+      }
+      if (p.dtype != DType::f32) {
+        p.k.widen(p.dtype, wanted, n, e, w.v, e);
+        for (int i = 0; i < n; ++i) wanted[i] = w.v + i * e;
+      }
+      p.k.accumulate(w.o, t.lanes, t.lanes, e, wanted, n, weight);
+    }
+  });
+}
+
 /// S^T of a step, score terms included.
 void score_step(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
   const void* rows[kKeys];
@@ -205,6 +344,7 @@ void score_step(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
               w.s + first * t.lanes + lane);
     });
   }
+  if (p.a.relative.keys) add_relative_keys(p, t, step, w);
   if (!p.terms) return;
   ScoreTerms terms;
   terms.s = w.s, terms.keys = step.keys, terms.lanes = t.lanes;
@@ -237,7 +377,9 @@ void accumulate_visible(const Plan& p, const Tile& t, const Step& step, Workspac
 /// Keys from which a step of few queries is decode()'s: below, windows of a few tokens, S^T costs less.
 constexpr int kDecodeKeys = 32;
 
-bool decodes(const Plan& p, const Tile& t) { return t.by_rows && !p.terms && !p.a.row_entropy; }
+bool decodes(const Plan& p, const Tile& t) {
+  return t.by_rows && !p.terms && !p.relative && !p.a.row_entropy;
+}
 
 /// Everything of a decoding step but its keys.
 DecodeStep start_decode(const Plan& p, const Tile& t, Workspace& w) {
@@ -288,7 +430,7 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
   soft.m = w.m, soft.l = w.l, soft.alpha = w.alpha;
   soft.t = p.a.row_entropy ? w.t : nullptr;
   soft.top = p.a.row_max ? w.top : nullptr;
-  const bool pairs = p.pairs && !t.by_rows && !careful;
+  const bool pairs = p.pairs && !t.by_rows && !careful && !p.a.relative.values;
   pairs ? p.k.softmax_pairs(soft) : p.k.softmax(soft);
   if (soft.moved && !first) {
     if (t.by_rows) {
@@ -324,6 +466,7 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
                      w.s + first * t.lanes + lane);
     });
   }
+  if (p.a.relative.values) add_relative_values(p, t, step, w);
 }
 
 /// Where the mass pass finds each row's maximum and 1 / sum: [B, H, N] each.

@@ -592,3 +592,70 @@ bool finite(DType t, const void* const* rows, int n, int64_t d) {
   }
   return bad == 0;
 }
+
+// ---- relative embeddings
+// --------------------------------------------------------------------------------------------
+// A vector of lanes wants lane i from row N - 1 - i further on than lane N - 1: rows move by the bits of that
+// number, one blend a row and bit. 2 N - 1 rows become N (or N become 2 N - 1): for N = 16, 75 blends for 256
+// elements.
+template <int Bit>
+constexpr uint64_t lanes_moved() {
+  uint64_t bits = 0;
+  for (int i = 0; i < V::N; ++i)
+    if ((V::N - 1 - i) & Bit) bits |= uint64_t{1} << i;
+  return bits;
+}
+template <int Bit>
+inline __attribute__((always_inline)) void align_rows(V* x, int rows) {
+#pragma GCC unroll 32
+  for (int r = 0; r < rows; ++r) x[r] = V::keep(lanes_moved<Bit>(), x[r + Bit], x[r]);
+}
+template <int Bit>
+inline __attribute__((always_inline)) void shear_rows(V* x, int rows) {
+#pragma GCC unroll 32
+  for (int r = rows - 1; r >= 0; --r) {
+    const V from = r >= Bit ? x[r - Bit] : V::zero();
+    x[r] = V::keep(lanes_moved<Bit>(), from, x[r]);
+  }
+}
+void gather_diagonals(const float* g, int lanes, int keys, float* s) {
+  constexpr int N = V::N;
+  for (int l = 0; l < lanes; l += N)
+    for (int j = 0; j < keys; j += N) {
+      const float* from = g + int64_t{j + lanes - l - N} * lanes + l;
+      V x[2 * N - 1];
+#pragma GCC unroll 32
+      for (int r = 0; r < 2 * N - 1; ++r) x[r] = V::load(from + r * lanes);
+      if constexpr (N > 8) align_rows<8>(x, 2 * N - 1 - 8);
+      if constexpr (N > 4) align_rows<4>(x, N + 3);
+      align_rows<2>(x, N + 1);
+      align_rows<1>(x, N);
+      float* to = s + int64_t{j} * lanes + l;
+      const int used = min_int(N, keys - j);
+#pragma GCC unroll 16
+      for (int r = 0; r < N; ++r)
+        if (r < used) V::store(to + r * lanes, V::load(to + r * lanes) + x[r]);
+    }
+}
+void spread_diagonals(const float* p, int lanes, int keys, float* g) {
+  constexpr int N = V::N;
+  const int distances = lanes + keys - 1;
+  for (int i = 0; i < distances * lanes; i += N) V::store(g + i, V::zero());
+  for (int l = 0; l < lanes; l += N)
+    for (int j = 0; j < keys; j += N) {
+      const float* from = p + int64_t{j} * lanes + l;
+      const int used = min_int(N, keys - j);
+      V x[2 * N - 1];
+#pragma GCC unroll 32
+      for (int r = 0; r < 2 * N - 1; ++r) x[r] = r < N && r < used ? V::load(from + r * lanes) : V::zero();
+      shear_rows<1>(x, N + 1);
+      shear_rows<2>(x, N + 3);
+      if constexpr (N > 4) shear_rows<4>(x, N + 7 < 2 * N - 1 ? N + 7 : 2 * N - 1);
+      if constexpr (N > 8) shear_rows<8>(x, 2 * N - 1);
+      float* to = g + int64_t{j + lanes - l - N} * lanes + l;
+      const int rows = min_int(2 * N - 1, distances - (j + lanes - l - N));
+#pragma GCC unroll 32
+      for (int r = 0; r < 2 * N - 1; ++r)
+        if (r < rows) V::store(to + r * lanes, V::load(to + r * lanes) + x[r]);
+    }
+}

@@ -112,6 +112,12 @@ struct Kernels {
   void (*range_bits)(const int32_t* x, int keys, const int32_t* low, const int32_t* high, int lanes,
                      uint64_t* bits);
   bool (*finite)(DType, const void* const* rows, int n, int64_t d);
+
+  // Terms by distance: lane l (a query) and key j meet at entry u = j - l + lanes - 1 of a column.
+  /// s[j * lanes + l] += g[u * lanes + l]; g has lanes + 63 rows, those beyond lanes + keys - 2 unused.
+  void (*gather_diagonals)(const float* g, int lanes, int keys, float* s);
+  /// g[u * lanes + l] = p[j * lanes + l] for u < lanes + keys - 1, 0 where no key has that distance.
+  void (*spread_diagonals)(const float* p, int lanes, int keys, float* g);
 };
 
 const Kernels& portable_kernels();

@@ -131,7 +131,7 @@ const Kernels& avx512bf16_kernels() {
                                  scores_pairs,   accumulate, accumulate_pairs, interleave,         row_scores,
                                  row_accumulate, decode,     decode_pairs,     score_terms,        softmax,
                                  softmax_pairs,  mass,       rescale,          unpack_columns,     widen,
-                                 range_bits,     finite};
+                                 range_bits,     finite,     gather_diagonals, spread_diagonals};
   return table;
 }
 }  // namespace attnbench::cpu_attention

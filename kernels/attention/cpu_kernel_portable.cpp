@@ -122,10 +122,11 @@ const Kernels* forced = nullptr;
 }  // namespace
 
 const Kernels& portable_kernels() {
-  static constexpr Kernels table{
-      "portable", false,      pack_columns,   nullptr, scores,     nullptr,     accumulate, nullptr,
-      nullptr,    row_scores, row_accumulate, decode,  nullptr,    score_terms, softmax,    nullptr,
-      mass,       rescale,    unpack_columns, widen,   range_bits, finite};
+  static constexpr Kernels table{"portable",     false,      pack_columns,     nullptr,         scores,
+                                 nullptr,        accumulate, nullptr,          nullptr,         row_scores,
+                                 row_accumulate, decode,     nullptr,          score_terms,     softmax,
+                                 nullptr,        mass,       rescale,          unpack_columns,  widen,
+                                 range_bits,     finite,     gather_diagonals, spread_diagonals};
   return table;
 }
 

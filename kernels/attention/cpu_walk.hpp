@@ -111,8 +111,9 @@ struct Plan {
   int64_t tiles_a_block, query_tiles, tiles;
   int64_t lanes;  // of the widest tile, padded
   int64_t parts = 1;
-  bool pairs;  // bf16 dot products
-  bool terms;  // scores need more than a scale
+  bool pairs;     // bf16 dot products
+  bool terms;     // scores need more than a scale
+  bool relative;  // embeddings of the distance
   float to_log2;
 
   Plan(const AttentionArgs& args, const ElementRule& no_rule, bool one_head)
@@ -147,7 +148,9 @@ struct Plan {
     block = std::min(by_block ? s.block_q : int64_t{kLanes}, std::max<int64_t>(s.n, 1));
     const int64_t slots = std::min<int64_t>(block, kLanes);
     heads_a_tile = 1;
-    if (!one_head && (list_heads == 1 || list_heads == s.kv_heads))
+    relative = a.relative.keys || a.relative.values;
+    // Distances run along the lanes of one head.
+    if (!one_head && !relative && (list_heads == 1 || list_heads == s.kv_heads))
       heads_a_tile = std::clamp<int64_t>(kLanes / slots, 1, group);
     head_groups = ceil_div(group, heads_a_tile);
     tiles_a_block = ceil_div(block, kLanes);
@@ -221,6 +224,8 @@ inline void check_data(const Plan& p) {
 /// One thread's memory, carved from a single allocation.
 struct Workspace {
   float *q, *s, *o, *k, *v, *add;  // see layout()
+  float *far, *spread, *none;      // relative embeddings: products by distance, weights by distance, zeros
+  int64_t far_next = -1;           // key token at which `far` can go on; -1: it holds nothing
   bf16* q_pairs;
   float *m, *l, *t, *top, *alpha, *weight, *slope, *position, *key_position;
   uint64_t* axis[3] = {nullptr, nullptr, nullptr};  // neighbourhood bits by coordinate
@@ -241,6 +246,10 @@ struct Workspace {
     take(x.k, p.dtype == DType::f32 || p.pairs ? 0 : kKeys * p.s.d);
     take(x.v, p.dtype == DType::f32 ? 0 : kKeys * p.s.e);
     take(x.q_pairs, p.pairs ? kRowQueries * p.s.d : 0);
+    // Distances of a step: one fewer than its keys and lanes together.
+    take(x.far, p.a.relative.keys ? int64_t{kKeys + kLanes} * p.lanes : 0);
+    take(x.spread, p.a.relative.values ? int64_t{kKeys + kLanes} * p.lanes : 0);
+    take(x.none, p.relative ? std::max(p.s.d, p.s.e) : 0);
     take(x.add, p.a.bias.dense || p.a.bias.relative ? int64_t{kKeys} * p.lanes : 0);
     for (float** f : {&x.m, &x.l, &x.t, &x.top, &x.alpha, &x.weight, &x.slope, &x.position, &x.key_position})
       take(*f, kLanes);
@@ -253,6 +262,9 @@ struct Workspace {
     layout(p, base, this);
     // Lanes that no query uses are computed too; finite contents keep them cheap.
     std::memset(s, 0, static_cast<size_t>(kKeys * p.lanes) * sizeof(float));
+    if (p.a.relative.keys)
+      std::memset(far, 0, static_cast<size_t>((kKeys + kLanes) * p.lanes) * sizeof(float));
+    if (p.relative) std::memset(none, 0, static_cast<size_t>(std::max(p.s.d, p.s.e)) * sizeof(float));
     for (int i = 0; i < p.rule.rank; ++i)
       std::memset(axis[i], 0, static_cast<size_t>(p.rule.grid[static_cast<size_t>(i)]) * sizeof(uint64_t));
   }

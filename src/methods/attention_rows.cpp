@@ -327,12 +327,14 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
   // Biases measure from the sequence's own end.
   const int64_t length = page_table ? on_host(ctx, args.mask->key_length).data<int32_t>()[b] : m,
                 offset = length - n;
+  Tensor embedding;
+  if (args.relative.keys) embedding = on_host(ctx, own(args.relative.keys, 0, h));
   const int64_t reach = relative ? (relative.dim(0) - 1) / 2 : 0;
 
   out.assign(static_cast<size_t>((q_end - q_begin) * m), 0.0f);
 #pragma omp parallel num_threads(ctx.threads())
   {
-    std::vector<float> query(static_cast<size_t>(d));
+    std::vector<float> query(static_cast<size_t>(d)), apart(static_cast<size_t>(embedding ? d : 0));
     std::vector<int64_t> seen;
 #pragma omp for schedule(dynamic)
     for (int64_t i = q_begin; i < q_end; ++i) {
@@ -345,9 +347,16 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
         const float* key = keys.data() + j * d;
 #pragma omp simd reduction(+ : s)
         for (int64_t c = 0; c < d; ++c) s += query[static_cast<size_t>(c)] * key[c];
+        const int64_t distance = j - i - offset;
+        if (embedding) {
+          const int64_t last = embedding.dim(0) - 1, at = args.relative.origin + distance;
+          if (args.relative.clip || (at >= 0 && at <= last)) {
+            widen(embedding, std::clamp<int64_t>(at, 0, last) * embedding.stride(0), d, apart.data());
+            for (size_t c = 0; c < apart.size(); ++c) s += query[c] * apart[c];
+          }
+        }
         s *= args.scale;
         if (args.soft_cap > 0.0f) s = args.soft_cap * std::tanh(s / args.soft_cap);
-        const int64_t distance = j - i - offset;
         if (dense) s += element(dense, (i - q_begin) * dense.stride(0) + j * dense.stride(1));
         if (slopes) s -= slope * static_cast<float>(std::abs(distance));
         if (relative) s += relative.data<float>()[std::clamp(distance, -reach, reach) + reach];

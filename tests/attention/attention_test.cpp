@@ -55,7 +55,9 @@ TEST_CASE("random mixtures of every feature agree with double precision on every
         FAIL_CHECK(c.text << ": counted " << pairs.attended << " attended of " << pairs.visited
                           << " visited, expected " << expected.attended);
       if (!c.mask.full && !c.mask.partial && !c.mask.gather) {
-        const int64_t per_pair = 2 * (c.args.q.dim(3) + c.args.v.dim(3));
+        const int64_t d = c.args.q.dim(3), e = c.args.v.dim(3);
+        const int64_t per_pair =
+            2 * (d + e + (c.args.relative.keys ? d : 0) + (c.args.relative.values ? e : 0));
         const int64_t charged = attention_cost(c.args).matmul / per_pair;
         if (charged != expected.attended)
           FAIL_CHECK(c.text << ": charged " << charged << " pairs, expected " << expected.attended);

@@ -302,6 +302,21 @@ inline void random_case(Case& c, Context& ctx, uint64_t seed) {
     for (int64_t i = 0; i < a.bias.relative.numel(); ++i) a.bias.relative.data<float>()[i] = r.normal();
     text += " relative";
   }
+  if (r.chance(0.2)) {
+    // Tables that end before, at and behind the distances there are.
+    const int which = static_cast<int>(r.integer(0, 2));
+    const auto table = [&](int64_t width) {
+      const Tensor t =
+          fresh(ctx, r, s.dtype, {1, r.chance(0.5) ? 1 : s.h, r.integer(1, s.n + s.m), width}, true);
+      fill(t, [&] { return r.normal(); });
+      return t.select(0, 0);
+    };
+    if (which != 1) a.relative.keys = table(s.d);
+    if (which != 0) a.relative.values = table(s.e);
+    a.relative.origin = r.integer(-3, s.n + s.m);
+    a.relative.clip = r.chance(0.4);
+    text += which == 0 ? " relative keys" : which == 1 ? " relative values" : " relative keys and values";
+  }
   if (r.chance(0.15)) {
     a.sink_logit = floats(ctx, {s.h});
     for (int64_t h = 0; h < s.h; ++h) a.sink_logit.data<float>()[h] = 3 * r.normal();

@@ -167,10 +167,19 @@ inline Expected reference(const AttentionArgs& a) {
             const double t = element(a.q, {b, h, i, d}) * element(a.k, {k0, g, k2, d});
             s += t, size += std::fabs(t);
           }
+          const double away = static_cast<double>(j - i - (m_rule - N));
+          const auto embedding = [&](const Tensor& table, int64_t c) {
+            int64_t at = a.relative.origin + static_cast<int64_t>(away);
+            if (a.relative.clip) at = at < 0 ? 0 : at >= table.dim(1) ? table.dim(1) - 1 : at;
+            return at < 0 || at >= table.dim(1) ? 0.0 : element(table, {pick(table.dim(0), h, H), at, c});
+          };
+          for (int64_t d = 0; a.relative.keys && d < D; ++d) {
+            const double t = element(a.q, {b, h, i, d}) * embedding(a.relative.keys, d);
+            s += t, size += std::fabs(t);
+          }
           s *= a.scale, size *= std::fabs(a.scale);
           if (a.soft_cap > 0)
             s = a.soft_cap * std::tanh(s / a.soft_cap), size = std::min(size, double{a.soft_cap} + size / 8);
-          const double away = static_cast<double>(j - i - (m_rule - N));
           if (a.bias.dense) {
             const double t = element(
                 a.bias.dense, {pick(a.bias.dense.dim(0), b, B), pick(a.bias.dense.dim(1), h, H), i, j});
@@ -216,6 +225,13 @@ inline Expected reference(const AttentionArgs& a) {
             const double v = element(a.v, {k0, g, k2, c});
             const auto at = row * static_cast<size_t>(E) + static_cast<size_t>(c);
             x.o[at] += w * v, x.bound[at] += std::fabs(w * v);
+            if (const Tensor& table = a.relative.values) {
+              int64_t r = a.relative.origin + j - i - (m_rule - N);
+              if (a.relative.clip) r = r < 0 ? 0 : r >= table.dim(1) ? table.dim(1) - 1 : r;
+              if (r < 0 || r >= table.dim(1)) continue;
+              const double f = element(table, {pick(table.dim(0), h, H), r, c});
+              x.o[at] += w * f, x.bound[at] += std::fabs(w * f);
+            }
           }
         }
       }
