@@ -34,6 +34,16 @@ double power(const T* x, int64_t n) {
   return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
+template <class T>
+double mean_of(const T* x, int64_t n) {
+  double s[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8)
+    for (int l = 0; l < 8; ++l) s[l] += static_cast<double>(static_cast<float>(x[i + l]));
+  for (; i < n; ++i) s[0] += static_cast<double>(static_cast<float>(x[i]));
+  return (((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]))) / static_cast<double>(n);
+}
+
 int64_t rows_per_thread(int64_t columns) { return std::max<int64_t>(kParallelBytes / (8 * columns + 8), 1); }
 
 }  // namespace
@@ -41,6 +51,8 @@ int64_t rows_per_thread(int64_t columns) { return std::max<int64_t>(kParallelByt
 void CpuBackend::unit_rows(Context& ctx, const UnitRowsArgs& args) {
   const RowOffsets x_at(args.x, 1), y_at(args.y, 1);
   const RowOffsets like_at = args.like ? RowOffsets(args.like, 1) : RowOffsets();
+  const RowOffsets gain_at = args.gain ? RowOffsets(args.gain, 0) : RowOffsets();
+  using Kind = UnitRowsArgs::Kind;
   const int64_t n = args.x.dim(-1);
   by_type(args.x.dtype(), [&](auto* from) {
     using X = std::remove_pointer_t<decltype(from)>;
@@ -50,12 +62,20 @@ void CpuBackend::unit_rows(Context& ctx, const UnitRowsArgs& args) {
         for (int64_t r = begin; r < end; ++r) {
           const X* x = static_cast<const X*>(args.x.raw()) + x_at.offset(r);
           Y* y = static_cast<Y*>(args.y.raw()) + y_at.offset(r);
-          double target = 1.0;
-          if (args.like)
-            target = std::sqrt(power(static_cast<const X*>(args.like.raw()) + like_at.offset(r), n));
-          const double norm = std::max(std::sqrt(power(x, n)), static_cast<double>(args.floor));
-          const auto scale = static_cast<float>(target / norm);
-          for (int64_t i = 0; i < n; ++i) y[i] = static_cast<Y>(static_cast<float>(x[i]) * scale);
+          double factor = args.gain ? static_cast<double>(args.gain.data<float>()[gain_at.offset(r)]) : 1.0;
+          float shift = 0.0f, added = 0.0f;
+          if (args.kind == Kind::norm) {
+            if (args.like)
+              factor *= std::sqrt(power(static_cast<const X*>(args.like.raw()) + like_at.offset(r), n));
+            factor /= std::max(std::sqrt(power(x, n)), static_cast<double>(args.floor));
+          } else if (args.kind == Kind::mean) {
+            shift = static_cast<float>(mean_of(x, n));
+            factor *= static_cast<double>(args.alpha);
+            added = args.beta;
+          }
+          const auto scale = static_cast<float>(factor);
+          for (int64_t i = 0; i < n; ++i)
+            y[i] = static_cast<Y>((static_cast<float>(x[i]) - shift) * scale + added);
         }
       });
     });

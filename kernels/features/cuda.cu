@@ -11,10 +11,12 @@ constexpr int kThreads = 128;
 
 struct UnitWork {
   const void *x, *like;
+  const float* gain;
   void* y;
-  DeviceRows x_at, like_at, y_at;
+  DeviceRows x_at, like_at, gain_at, y_at;
   int64_t n;
-  float floor;
+  UnitRowsArgs::Kind kind;
+  float floor, alpha, beta;
 };
 
 template <class T>
@@ -27,17 +29,33 @@ __device__ double power_of(const T* x, int64_t n) {
   return block_reduce<kThreads>(sum, Add{});
 }
 
+template <class T>
+__device__ double mean_of(const T* x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) sum += static_cast<double>(widen(x[i]));
+  return block_reduce<kThreads>(sum, Add{}) / static_cast<double>(n);
+}
+
 template <class X, class Y>
 __global__ void __launch_bounds__(kThreads) unit_kernel(UnitWork w) {
   for (int64_t r = blockIdx.x; r < w.x_at.count; r += gridDim.x) {
     const X* x = static_cast<const X*>(w.x) + w.x_at.offset(r);
     Y* y = static_cast<Y*>(w.y) + w.y_at.offset(r);
-    double target = 1.0;
-    if (w.like) target = sqrt(power_of(static_cast<const X*>(w.like) + w.like_at.offset(r), w.n));
-    const double norm = sqrt(power_of(x, w.n)), floor = w.floor;
-    const float scale = static_cast<float>(target / (norm > floor || isnan(norm) ? norm : floor));
+    double factor = w.gain ? static_cast<double>(w.gain[w.gain_at.offset(r)]) : 1.0;
+    float shift = 0.0f, added = 0.0f;
+    if (w.kind == UnitRowsArgs::Kind::norm) {
+      if (w.like) factor *= sqrt(power_of(static_cast<const X*>(w.like) + w.like_at.offset(r), w.n));
+      const double norm = sqrt(power_of(x, w.n)), floor = w.floor;
+      factor /= norm > floor || isnan(norm) ? norm : floor;
+    } else if (w.kind == UnitRowsArgs::Kind::mean) {
+      shift = static_cast<float>(mean_of(x, w.n));
+      factor *= static_cast<double>(w.alpha);
+      added = w.beta;
+    }
+    const float scale = static_cast<float>(factor);
     __syncthreads();  // y may be like, which all threads have read now
-    for (int64_t i = threadIdx.x; i < w.n; i += kThreads) y[i] = narrow<Y>(widen(x[i]) * scale);
+    for (int64_t i = threadIdx.x; i < w.n; i += kThreads)
+      y[i] = narrow<Y>((widen(x[i]) - shift) * scale + added);
   }
 }
 
@@ -104,7 +122,8 @@ void CudaBackend::unit_rows(Context& ctx, const UnitRowsArgs& args) {
   w.x = args.x.raw(), w.like = args.like ? args.like.raw() : nullptr, w.y = args.y.raw();
   w.x_at = DeviceRows(args.x, 1), w.y_at = DeviceRows(args.y, 1);
   if (args.like) w.like_at = DeviceRows(args.like, 1);
-  w.n = args.x.dim(-1), w.floor = args.floor;
+  if (args.gain) w.gain = static_cast<const float*>(args.gain.raw()), w.gain_at = DeviceRows(args.gain, 0);
+  w.n = args.x.dim(-1), w.floor = args.floor, w.alpha = args.alpha, w.beta = args.beta, w.kind = args.kind;
   const unsigned grid = grid_for(ctx, w.x_at.count * kThreads, kThreads);
   by_float_type(args.x.dtype(), [&](auto from) {
     using X = typename decltype(from)::type;

@@ -28,11 +28,22 @@ void unit_rows(Context& ctx, const UnitRowsArgs& args) {
     check.fail("the floor is " + std::to_string(args.floor) + "; it must not be negative");
   const int64_t n = args.x.numel(), c = args.x.dim(-1), rows = c > 0 ? n / c : 0;
   Cost cost;
-  cost.elementwise = (args.like ? 5 : 3) * n;
-  cost.special = 2 * rows;
+  using Kind = UnitRowsArgs::Kind;
+  cost.elementwise = (args.kind == Kind::scale ? 1 : args.like ? 5 : 3) * n;
+  cost.special = args.kind == Kind::norm ? 2 * rows : 0;
   cost.bytes_read = args.x.nbytes();
   cost.bytes_written = args.y.nbytes();
+  if (args.gain) {
+    check.present({{"gain", args.gain}});
+    check.dtype({"gain", args.gain}, {DType::f32});
+    Shape one = args.x.shape();
+    check.shape({"gain", args.gain},
+                Shape(std::span<const int64_t>(one.begin(), static_cast<size_t>(one.rank() - 1))));
+    check.disjoint({"gain", args.gain}, {"y", args.y});
+    cost.bytes_read += args.gain.nbytes();
+  }
   if (args.like) {
+    if (args.kind != Kind::norm) check.fail("only rows of a given norm take 'like'");
     check.present({{"like", args.like}});
     check.same_dtype({"x", args.x}, {"like", args.like});
     check.same_shape({"x", args.x}, {"like", args.like});

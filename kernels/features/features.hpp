@@ -5,12 +5,20 @@
 
 namespace attnbench {
 
-/// y = x * ||like|| / max(||x||, floor) over the last axis; without `like` the target norm is 1. x, like
-/// [..., C] of one dtype (f32, bf16, f16), y of that dtype or f32; packed rows, other strides free; y may be
-/// x. Sums of squares in f64. Cost: elementwise 3 C per row (2 C more with like), special 2 per row.
+/// Rows brought to a given norm, mean or scale over the last axis:
+///   norm    y = gain x ||like|| / max(||x||, floor); without `like` the target norm is 1
+///   mean    y = gain alpha (x - mean of x) + beta
+///   scale   y = gain x
+/// x, like [..., C] of one dtype (f32, bf16, f16), y of that dtype or f32; gain f32 [...], one number a row,
+/// or none (1). Packed rows, other strides free; y may be x. Sums in f64. Cost per row: norm elementwise 3 C
+/// (2 C more with like) and special 2; mean elementwise 3 C; scale elementwise C.
 struct UnitRowsArgs {
+  enum class Kind : uint8_t { norm, mean, scale };
   Tensor x, like, y;
   float floor = 0.0f;
+  Kind kind = Kind::norm;
+  Tensor gain{};
+  float alpha = 1.0f, beta = 0.0f;
 };
 void unit_rows(Context& ctx, const UnitRowsArgs& args);
 

@@ -155,6 +155,10 @@ void complex_pointwise(Context& ctx, const ComplexArgs& args) {
   else
     check.same_or_disjoint({"a", args.a}, {"y", args.y});
   Cost cost = complex_pointwise_cost(args.op, numbers.numel());
+  if (args.power != 1.0f) {
+    if (!unary && !real_in) check.fail("only magnitude and polar take a power");
+    cost.special += numbers.numel();
+  }
   cost.bytes_read = read;
   cost.bytes_written = args.y.nbytes();
   ctx.cost().charge(cost);

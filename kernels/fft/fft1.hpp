@@ -32,8 +32,8 @@ int64_t fft1_flops(Fft1Args::Kind kind, int64_t batch, int64_t length);
 /// Pointwise work on complex tensors, in f32.
 ///   multiply       y = a b                     multiply_conj  y = a conj(b)
 ///   divide         y = a conj(b) / (|b|^2 + eps^2), 0 where that denominator is 0 (eps = 0: a / b)
-///   magnitude      y = |a|, real               angle          y = arg a in (-pi, pi], real; arg 0 = 0
-///   polar          y = a (cos b + i sin b), a and b real
+///   magnitude      y = |a|^power, real         angle          y = arg a in (-pi, pi], real; arg 0 = 0
+///   polar          y = a^power (cos b + i sin b), a and b real (a not negative unless power is 1)
 /// a [..., 2] and y [..., 2] of equal shape, or without the axis of 2 where real; b has their shape, or fewer
 /// leading axes, or extents of 1, which are broadcast. angle reads an imaginary part of at most `snap` |a| as
 /// +0, so that a real number's angle is 0 or pi whatever rounding left in its imaginary part. Rows are
@@ -46,6 +46,7 @@ struct ComplexArgs {
   Tensor a, b, y;
   float eps = 0.0f;
   float snap = 0.0f;
+  float power = 1.0f;
 };
 void complex_pointwise(Context& ctx, const ComplexArgs& args);
 /// What complex_pointwise charges for n complex numbers, without bytes.

@@ -53,7 +53,7 @@ struct ComplexWork {
   float* y;
   DeviceRows a_at, b_at, y_at;  // of single numbers
   int64_t count;
-  float eps2, snap;
+  float eps2, snap, power;
 };
 
 template <ComplexArgs::Op kOp>
@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(kThreads) complex_kernel(ComplexWork w) {
     const float* a = w.a + w.a_at.offset(i);
     float* y = w.y + w.y_at.offset(i);
     if constexpr (kOp == Op::magnitude) {
-      y[0] = hypotf(a[0], a[1]);
+      const float r = hypotf(a[0], a[1]);
+      y[0] = w.power == 1.0f ? r : powf(r, w.power);
     } else if constexpr (kOp == Op::angle) {
       const bool real = fabsf(a[1]) <= w.snap * hypotf(a[0], a[1]);
       y[0] = atan2f(real ? 0.0f : a[1], a[0] == 0.0f ? 0.0f : a[0]);
@@ -72,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) complex_kernel(ComplexWork w) {
       if constexpr (kOp == Op::polar) {
         float sine, cosine;
         sincosf(b[0], &sine, &cosine);
-        const float r = a[0];
+        const float r = w.power == 1.0f ? a[0] : powf(a[0], w.power);
         y[0] = r * cosine, y[1] = r * sine;
       } else {
         const float ar = a[0], ai = a[1], br = b[0], bi = kOp == Op::multiply ? b[1] : -b[1];
@@ -186,6 +187,34 @@ __global__ void __launch_bounds__(kThreads) frame_kernel(FrameWork w) {
   });
 }
 
+/// A bin of a frame by the sum of its definition, in f64.
+__global__ void __launch_bounds__(kThreads)
+    wide_frame_kernel(FrameWork w, DeviceRows y_at, int64_t half, float scale) {
+  grid_loop(w.signals.count * w.frames * half, [&](int64_t i) {
+    const int64_t row = divide(i, half), k = i - row * half, signal = divide(row, w.frames),
+                  t = row - signal * w.frames;
+    const float* x = w.x + w.signals.offset(signal);
+    double re = 0, im = 0;
+    int64_t turn = (w.window_offset * k) % w.n_fft;  // of j k / n_fft, without the whole turns
+    for (int64_t j = 0; j < w.width; ++j) {
+      int64_t at = t * w.hop - w.offset + w.window_offset + j;
+      if (w.reflect) at = at < 0 ? -at : at >= w.n ? 2 * (w.n - 1) - at : at;
+      if (at >= 0 && at < w.n) {
+        double sine, cosine;
+        sincospi(-2.0 * static_cast<double>(turn) / static_cast<double>(w.n_fft), &sine, &cosine);
+        const double v = static_cast<double>(x[at]) * static_cast<double>(w.window[j]);
+        re += v * cosine, im += v * sine;
+      }
+      turn += k;
+      if (turn >= w.n_fft) turn -= w.n_fft;
+    }
+    const bool real = k == 0 || 2 * k == w.n_fft;
+    float* y = w.y + y_at.offset(row) + 2 * k;
+    y[0] = static_cast<float>(re * static_cast<double>(scale));
+    y[1] = real ? 0.0f : static_cast<float>(im * static_cast<double>(scale));
+  });
+}
+
 /// A point gathers its frames in order of time, so sums do not depend on the launch.
 __global__ void __launch_bounds__(kThreads) overlap_kernel(FrameWork w, const float* pieces, float scale) {
   grid_loop(w.signals.count * w.n, [&](int64_t i) {
@@ -268,7 +297,7 @@ void CudaBackend::complex_pointwise(Context& ctx, const ComplexArgs& args) {
   if (args.b) w.b_at = DeviceRows(args.b, real_in ? 0 : 1);
   w.y_at = DeviceRows(args.y, real_out ? 0 : 1);
   w.count = w.a_at.count;
-  w.eps2 = args.eps * args.eps, w.snap = args.snap;
+  w.eps2 = args.eps * args.eps, w.snap = args.snap, w.power = args.power;
   const unsigned grid = grid_for(ctx, w.count, kThreads);
   const auto launch = [&](auto op) {
     complex_kernel<decltype(op)::value><<<grid, kThreads, 0, stream_of(ctx)>>>(w);
@@ -354,6 +383,14 @@ void CudaBackend::stft(Context& ctx, const StftArgs& args) {
   w.n = args.x.dim(-1), w.frames = args.y.dim(args.x.rank() - 1), w.n_fft = args.n_fft, w.hop = args.hop;
   w.width = args.window.dim(0), w.offset = args.offset, w.window_offset = args.window_offset;
   w.reflect = args.border == SignalBorder::reflect;
+  if (args.f64) {
+    const int64_t half = args.n_fft / 2 + 1;
+    w.y = static_cast<float*>(args.y.raw());
+    wide_frame_kernel<<<grid_for(ctx, w.signals.count * w.frames * half, kThreads), kThreads, 0,
+                        stream_of(ctx)>>>(w, DeviceRows(args.y, 2), half, args.scale);
+    CUDA_CHECK_LAUNCH();
+    return;
+  }
   const Tensor frames = ctx.allocate(DType::f32, {w.signals.count * w.frames, w.n_fft});
   w.y = static_cast<float*>(frames.raw());
   frame_kernel<<<grid_for(ctx, frames.numel(), kThreads), kThreads, 0, stream_of(ctx)>>>(w);

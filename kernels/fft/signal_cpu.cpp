@@ -1,7 +1,10 @@
 // 1-D transforms through FFTW, a line at a time in buffers of each thread, and what is built on them.
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <cstring>
+#include <numbers>
+#include <vector>
 
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/core/parallel.hpp"
@@ -37,6 +40,80 @@ void check_length(int64_t n, const char* op) {
 
 /// Lines that a thread takes at least: a fork must be worth their transforms.
 int64_t lines_per_thread(int64_t n) { return std::max<int64_t>(kParallelBytes / (16 * n), 1); }
+
+/// A complex transform of n points in f64, decimated by the prime factors of n; for lines that are few or
+/// short.
+class WideLine {
+ public:
+  explicit WideLine(int64_t n) : n_(n) {
+    for (int64_t i = 0; i < n; ++i) {
+      const double angle = -2 * std::numbers::pi * static_cast<double>(i) / static_cast<double>(n);
+      turn_.emplace_back(std::cos(angle), std::sin(angle));
+    }
+  }
+  using Complex = std::complex<double>;
+  /// y[k] = sum_j x[j] exp(-2 pi i j k / n); `work` holds n numbers.
+  void transform(const Complex* x, Complex* y, Complex* work) const { part(x, 1, y, work, n_); }
+
+ private:
+  void part(const Complex* x, int64_t step, Complex* y, Complex* work, int64_t n) const {
+    if (n == 1) {
+      *y = *x;
+      return;
+    }
+    int64_t radix = 2;
+    while (n % radix != 0) radix = radix * radix > n ? n : radix + 1;
+    const int64_t m = n / radix;
+    for (int64_t r = 0; r < radix; ++r) part(x + r * step, step * radix, work + r * m, y + r * m, m);
+    for (int64_t k = 0; k < m; ++k)
+      for (int64_t q = 0; q < radix; ++q) {
+        Complex sum = work[k];
+        for (int64_t r = 1; r < radix; ++r) {
+          const Complex w = turn_[static_cast<size_t>(r * (k + q * m) % n * (n_ / n))], v = work[r * m + k];
+          sum +=
+              Complex(w.real() * v.real() - w.imag() * v.imag(), w.real() * v.imag() + w.imag() * v.real());
+        }
+        y[k + q * m] = sum;
+      }
+  }
+  int64_t n_;
+  std::vector<Complex> turn_;
+};
+
+/// stft in f64: every frame whole, as short lines are what it is for.
+void wide_stft(Context& ctx, const StftArgs& args) {
+  using Complex = std::complex<double>;
+  const int64_t n_fft = args.n_fft, half = n_fft / 2 + 1, width = args.window.dim(0), n = args.x.dim(-1),
+                frames = args.y.dim(args.x.rank() - 1);
+  const RowOffsets x_at(args.x, 1), y_at(args.y, 2);
+  const WideLine line(n_fft);
+  const float* window = args.window.data<float>();
+  parallel_range(
+      ctx.threads(), x_at.count() * frames, lines_per_thread(n_fft), [&](int64_t begin, int64_t end) {
+        std::vector<Complex> frame(static_cast<size_t>(n_fft)), bins(frame.size()), work(frame.size());
+        for (int64_t i = begin; i < end; ++i) {
+          const float* x = args.x.data<float>() + x_at.offset(i / frames);
+          std::fill(frame.begin(), frame.end(), Complex());
+          for (int64_t j = 0; j < width; ++j) {
+            int64_t at = i % frames * args.hop - args.offset + args.window_offset + j;
+            if (args.border == SignalBorder::reflect) at = at < 0 ? -at : at >= n ? 2 * (n - 1) - at : at;
+            if (at >= 0 && at < n)
+              frame[static_cast<size_t>(args.window_offset + j)] =
+                  static_cast<double>(x[at]) * static_cast<double>(window[j]);
+          }
+          line.transform(frame.data(), bins.data(), work.data());
+          float* y = args.y.data<float>() + y_at.offset(i);
+          for (int64_t k = 0; k < half; ++k) {
+            const bool real = k == 0 || 2 * k == n_fft;
+            y[2 * k] =
+                static_cast<float>(bins[static_cast<size_t>(k)].real() * static_cast<double>(args.scale));
+            y[2 * k + 1] = real ? 0.0f
+                                : static_cast<float>(bins[static_cast<size_t>(k)].imag() *
+                                                     static_cast<double>(args.scale));
+          }
+        }
+      });
+}
 
 }  // namespace
 
@@ -117,7 +194,10 @@ void CpuBackend::complex_pointwise(Context& ctx, const ComplexArgs& args) {
         }
         return;
       case Op::magnitude:
-        return magnitude(a, y, count);
+        magnitude(a, y, count);
+        if (args.power != 1.0f)
+          for (int64_t i = 0; i < count; ++i) y[i] = std::pow(y[i], args.power);
+        return;
       case Op::angle:
         for (int64_t i = 0; i < count; ++i) {
           const float re = a[2 * i], im = a[2 * i + 1];
@@ -127,7 +207,7 @@ void CpuBackend::complex_pointwise(Context& ctx, const ComplexArgs& args) {
         return;
       case Op::polar:
         for (int64_t i = 0; i < count; ++i) {
-          const float r = a[i], phase = b[i * b_step];
+          const float r = args.power == 1.0f ? a[i] : std::pow(a[i], args.power), phase = b[i * b_step];
           y[2 * i] = r * std::cos(phase);
           y[2 * i + 1] = r * std::sin(phase);
         }
@@ -220,6 +300,7 @@ void CpuBackend::toeplitz_attention(Context& ctx, const ToeplitzAttentionArgs& a
 }
 
 void CpuBackend::stft(Context& ctx, const StftArgs& args) {
+  if (args.f64) return wide_stft(ctx, args);
   const int64_t n_fft = args.n_fft, half = n_fft / 2 + 1, width = args.window.dim(0), n = args.x.dim(-1);
   check_length(n_fft, "stft");
   const int outer = args.x.rank() - 1;

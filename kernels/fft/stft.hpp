@@ -19,13 +19,16 @@ enum class SignalBorder : uint8_t {
 };
 
 /// x [..., N] (f32, packed rows), window [W] f32 -> y [..., T, n_fft/2+1, 2] f32, scaled by `scale`. Cost: T
-/// real transforms of n_fft points per signal (fft1_flops) and elementwise W per frame (window).
+/// real transforms of n_fft points per signal (fft1_flops) and elementwise W per frame (window). With `f64`
+/// the products with the window and the transform are in f64, rounded once at the end: for quotients by small
+/// bins.
 struct StftArgs {
   Tensor x, window, y;
   int64_t n_fft = 0, hop = 0;
   int64_t offset = 0, window_offset = 0;
   SignalBorder border = SignalBorder::none;
   float scale = 1.0f;
+  bool f64 = false;
 };
 void stft(Context& ctx, const StftArgs& args);
 /// What stft charges for `signals` signals of n points with `frames` frames each.

@@ -30,8 +30,8 @@ ATTNBENCH_CHANNEL_BOTH inline double channel_misfit(const double* t, int64_t n, 
   return tt - 2 * a * tg + a * a * gg;
 }
 
-/// fit: A, mu, s, bandwidth, centre, peak noise sensitivity; see pyramid.hpp for the vectors without a
-/// Gaussian.
+/// fit: A, mu, s, bandwidth, centre, peak noise sensitivity, degenerate; see pyramid.hpp for the vectors
+/// without a Gaussian.
 ATTNBENCH_CHANNEL_BOTH inline void fit_channel(const double* t, int64_t n, double most, double lowest_center,
                                                double* fit) {
   const double nan = NAN, root = sqrt(log(4.0));
@@ -108,6 +108,7 @@ ATTNBENCH_CHANNEL_BOTH inline void fit_channel(const double* t, int64_t n, doubl
   fit[3] = 2 * root * s;
   fit[4] = lowest_center * exp2(mu);
   fit[5] = exp2(a - most);
+  fit[6] = s > 0 && s <= 7 ? 0 : 1;
 }
 
 /// Thresholds and fit of one row of accuracy [levels][bands]; the fit's numbers are fit_step apart.
@@ -123,9 +124,9 @@ ATTNBENCH_CHANNEL_BOTH inline void channel_of_row(const float* accuracy, int64_t
     threshold[f] = static_cast<int32_t>(skipped);
     t[f] = static_cast<double>(skipped);
   }
-  double numbers[6];
+  double numbers[7];
   fit_channel(t, bands, static_cast<double>(levels - 1), lowest_center, numbers);
-  for (int i = 0; i < 6; ++i) fit[i * fit_step] = numbers[i];
+  for (int i = 0; i < 7; ++i) fit[i * fit_step] = numbers[i];
 }
 
 /// Where a row's pixel needs the redraw stream.

@@ -92,7 +92,7 @@ void channel_fit(Context& ctx, const ChannelFitArgs& args) {
     check.fail("'accuracy' " + args.accuracy.shape().str() + " must have 2 levels or more and 1 to " +
                std::to_string(kMostBands) + " bands");
   check.shape({"threshold", args.threshold}, {b, bands});
-  check.shape({"fit", args.fit}, {6, b});
+  check.shape({"fit", args.fit}, {7, b});
   check.packed({"accuracy", args.accuracy}, 3);
   check.packed({"threshold", args.threshold}, 2);
   check.packed({"fit", args.fit}, 2);

@@ -34,13 +34,15 @@ struct RepairRangeArgs {
 void repair_range(Context& ctx, const RepairRangeArgs& args);
 
 /// accuracy [B, L, F] f32, levels in ascending order of noise -> threshold [B, F] i32: the number of levels,
-/// from the last, skipped before accuracy is strictly above `pass`, at most L - 1; fit [6, B] f64: A, mu, s,
+/// from the last, skipped before accuracy is strictly above `pass`, at most L - 1; fit [7, B] f64: A, mu, s,
 /// bandwidth, centre, peak noise sensitivity of the least-squares Gaussian A exp(-(f - mu)^2 / (2 s^2)), 0 <=
-/// A <= L - 1: bandwidth 2 sqrt(ln 4) s, centre lowest_center 2^mu, sensitivity 2^(A - (L - 1)). Vectors that
-/// do not determine a Gaussian: all equal c > 0: A = c, mu in the middle, s infinite; one threshold that is
-/// not 0: A is it, mu its place, s = 0; all 0: A = 0, the other numbers NaN. Found on a grid of (mu, s) with
-/// A in closed form, then by damped Gauss-Newton steps, in f64. Cost: special 181 * 160 * F per row (the
-/// grid's exponentials).
+/// A
+/// <= L - 1, and 1 where s is not in (0, 7], which is nothing to rely on: bandwidth 2 sqrt(ln 4) s, centre
+/// lowest_center 2^mu, sensitivity 2^(A - (L - 1)).
+/// Vectors that do not determine a Gaussian: all equal c > 0: A = c, mu in the middle, s infinite; one
+/// threshold that is not 0: A is it, mu its place, s = 0; all 0: A = 0, the other numbers NaN. Found on a
+/// grid of (mu, s) with A in closed form, then by damped Gauss-Newton steps, in f64. Cost: special 181 * 160
+/// * F per row (the grid's exponentials).
 struct ChannelFitArgs {
   Tensor accuracy, threshold, fit;
   double pass = 50.0, lowest_center = 1.75;

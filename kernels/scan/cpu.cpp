@@ -79,13 +79,14 @@ void CpuBackend::selective_scan(Context& ctx, const SelectiveScanArgs& args) {
   const RowOffsets z = args.z ? RowOffsets(args.z, 2) : RowOffsets();
   const int64_t blocks = (d + kScanChannels - 1) / kScanChannels, cell = s * kScanChannels;
   // [block][state][channel], zeros behind the last channel.
-  const Tensor table = ctx.allocate(DType::f32, {blocks, s + 1, kScanChannels});
+  const Tensor table = ctx.allocate(DType::f32, {blocks, s + 2, kScanChannels});
   float* a = table.data<float>();
   std::fill(a, a + table.numel(), 0.0f);
   for (int64_t i = 0; i < d; ++i) {
-    float* column = a + i / kScanChannels * (cell + kScanChannels) + i % kScanChannels;
+    float* column = a + i / kScanChannels * (cell + 2 * kScanChannels) + i % kScanChannels;
     for (int64_t j = 0; j < s; ++j) column[j * kScanChannels] = args.a.data<float>()[i * s + j];
     if (args.skip) column[cell] = args.skip.data<float>()[i];
+    if (args.bias) column[cell + kScanChannels] = args.bias.data<float>()[i];
   }
   const Tensor states = ctx.allocate(DType::f32, {ctx.threads(), std::max<int64_t>(cell, 1)});
   const int64_t first = args.reverse ? length - 1 : 0, sign = args.reverse ? -1 : 1;
@@ -103,8 +104,10 @@ void CpuBackend::selective_scan(Context& ctx, const SelectiveScanArgs& args) {
     w.c = start(args.c, c, 0), w.c_step = sign * args.c.stride(-2);
     if (args.z) w.z = start(args.z, z, channel), w.z_step = sign * args.z.stride(-2);
     w.y = start(args.y, y, channel), w.y_step = sign * args.y.stride(-2);
-    w.a = a + block * (cell + kScanChannels);
+    w.a = a + block * (cell + 2 * kScanChannels);
     w.skip = args.skip ? w.a + cell : nullptr;
+    w.bias = args.bias ? w.a + cell + kScanChannels : nullptr;
+    w.softplus = args.softplus;
     w.state = states.data<float>() + thread_index() * cell;
     std::fill(w.state, w.state + cell, 0.0f);
     run(w);

@@ -11,7 +11,8 @@ constexpr int kThreads = 128;
 struct ScanWork {
   const void *u, *delta, *b, *c, *z;
   void* y;
-  const float *a, *skip;
+  const float *a, *skip, *bias;
+  bool softplus;
   DeviceRows u_at, delta_at, b_at, c_at, z_at, y_at;           // of sequences
   int64_t u_step, delta_step, b_step, c_step, z_step, y_step;  // between tokens in the direction of the scan
   int64_t sequences, length, channels, states, blocks;
@@ -37,9 +38,15 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(ScanWork w) {
       a[s] = s < w.states ? w.a[d * w.states + s] : 0.0f;
       h[s] = 0.0f;
     }
-    const float skip = w.skip ? w.skip[d] : 0.0f;
+    const float skip = w.skip ? w.skip[d] : 0.0f, bias = w.bias ? w.bias[d] : 0.0f;
     for (int64_t t = 0; t < w.length; ++t) {
-      const float x = widen(*u), dt = widen(*delta), du = dt * x;
+      const float x = widen(*u);
+      float dt = widen(*delta);
+      if (w.softplus) {
+        dt += bias;
+        dt = fmaxf(dt, 0.0f) + log1pf(expf(-fabsf(dt))) + (isnan(dt) ? dt : 0.0f);
+      }
+      const float du = dt * x;
       float sum = skip * x;
 #pragma unroll
       for (int s = 0; s < kStates; ++s) {
@@ -141,6 +148,8 @@ void CudaBackend::selective_scan(Context& ctx, const SelectiveScanArgs& args) {
   w.u = args.u.raw(), w.delta = args.delta.raw(), w.b = args.b.raw(), w.c = args.c.raw(), w.y = args.y.raw();
   w.a = static_cast<const float*>(args.a.raw());
   w.skip = args.skip ? static_cast<const float*>(args.skip.raw()) : nullptr;
+  w.bias = args.bias ? static_cast<const float*>(args.bias.raw()) : nullptr;
+  w.softplus = args.softplus;
   w.length = args.u.dim(-2), w.channels = args.u.dim(-1), w.states = args.b.dim(-1);
   if (w.states > 64)
     throw Unsupported("selective_scan: " + std::to_string(w.states) +

@@ -34,6 +34,11 @@ Cost selective_scan_cost(const SelectiveScanArgs& args) {
     c.elementwise += tokens * d;
     c.bytes_read += args.z.nbytes();
   }
+  if (args.softplus) {
+    c.special += 2 * tokens * d;
+    c.elementwise += tokens * d;
+  }
+  if (args.bias) c.bytes_read += args.bias.nbytes();
   return c;
 }
 
@@ -68,12 +73,14 @@ void selective_scan(Context& ctx, const SelectiveScanArgs& args) {
   check.shape({"a", args.a}, {d, s});
   check.packed({"a", args.a}, 2);
   check.disjoint({"a", args.a}, {"y", args.y});
-  if (args.skip) {
-    check.present({{"skip", args.skip}});
-    check.dtype({"skip", args.skip}, {DType::f32});
-    check.shape({"skip", args.skip}, {d});
-    check.packed({"skip", args.skip});
-    check.disjoint({"skip", args.skip}, {"y", args.y});
+  if (args.bias && !args.softplus) check.fail("'bias' belongs to softplus, which is not set");
+  for (const NamedTensor& t : {NamedTensor{"skip", args.skip}, NamedTensor{"bias", args.bias}}) {
+    if (!t.tensor) continue;
+    check.present({t});
+    check.dtype(t, {DType::f32});
+    check.shape(t, {d});
+    check.packed(t);
+    check.disjoint(t, {"y", args.y});
   }
   check.same_or_disjoint({"u", args.u}, {"y", args.y});
   check.same_or_disjoint({"delta", args.delta}, {"y", args.y});

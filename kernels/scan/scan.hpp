@@ -11,14 +11,17 @@ namespace attnbench {
 /// Mamba's selective scan (arXiv 2312.00752, S6): per channel d and state s, h_0 = 0,
 ///   h_t = exp(delta_t[d] A[d, s]) h_{t-1} + delta_t[d] b_t[s] u_t[d]
 ///   y_t[d] = sum_s c_t[s] h_t[s] + skip[d] u_t[d]            (times silu(z_t[d]) when z is given)
-/// u, delta, y [..., L, D], b, c [..., L, S] (f32, bf16 or f16, equal; any strides with packed rows); a [D,
-/// S], skip [D] f32 (skip optional); z as u, optional. `reverse` runs from the last token to the first. State
-/// and sums are f32 and stay in registers or cache: nothing of size L D S is stored. y may be u, delta or z.
-/// Cost per token: matmul 6 D S; special D S (exponentials); elementwise 2 D (delta u, skip); with z special
-/// D and elementwise D.
+/// With `softplus`, delta_t[d] stands for ln(1 + exp(delta_t[d] + bias[d])). u, delta, y [..., L, D], b, c
+/// [..., L, S] (f32, bf16 or f16, equal; any strides with packed rows); a [D, S], skip, bias [D] f32 (both
+/// optional); z as u, optional. `reverse` runs from the last token to the first. State and sums are f32 and
+/// stay in registers or cache: nothing of size L D S is stored. y may be u, delta or z. Cost per token:
+/// matmul 6 D S; special D S (exponentials); elementwise 2 D (delta u, skip); with z special D and
+/// elementwise D; with softplus special 2 D and elementwise D.
 struct SelectiveScanArgs {
   Tensor u, delta, a, b, c, skip, z, y;
   bool reverse = false;
+  bool softplus = false;
+  Tensor bias{};
 };
 void selective_scan(Context& ctx, const SelectiveScanArgs& args);
 /// What selective_scan charges for these arguments.

@@ -19,6 +19,31 @@ inline float one(const bf16* p) {
   return x;
 }
 
+/// ln(1 + e^x) = max(x, 0) + ln(1 + t), t = e^-|x| in (0, 1].
+ATTNBENCH_INLINE F softplus(F x) {
+  const F size = as_float(as_uint(x) & 0x7fffffffu);
+  const F t = exp(-size), y = 1.0f + t;
+  // ln y on [sqrt(1/2), sqrt(2)] by the classic single-precision polynomial, after halving what is above.
+  const I high = y > splat(1.41421356f);
+  const F z = (high != 0 ? 0.5f * y : y) - 1.0f;
+  F p = splat(7.0376836292e-2f);
+  p = p * z - splat(1.1514610310e-1f);
+  p = p * z + splat(1.1676998740e-1f);
+  p = p * z - splat(1.2420140846e-1f);
+  p = p * z + splat(1.4249322787e-1f);
+  p = p * z - splat(1.6668057665e-1f);
+  p = p * z + splat(2.0000714765e-1f);
+  p = p * z - splat(2.4999993993e-1f);
+  p = p * z + splat(3.3333331174e-1f);
+  const F e = high != 0 ? splat(1.0f) : F{};
+  const F square = z * z;
+  const F ln = z + (p * z * square - e * splat(2.12194440e-4f) - 0.5f * square) + e * splat(0.693359375f);
+  // What 1 + t has rounded away is put back: ln(1 + t) = t ln y / (y - 1).
+  const F gap = y - 1.0f;
+  const F small = gap == 0.0f ? t : ln * (t / (gap == 0.0f ? splat(1.0f) : gap));
+  return (x > 0.0f ? x : F{}) + small + (x != x ? x : F{});
+}
+
 template <class T>
 void scan(const ScanRows& w) {
   constexpr int64_t kVectors = kScanChannels / kLanes;
@@ -37,6 +62,7 @@ void scan(const ScanRows& w) {
     for (int64_t v = 0; v < kVectors; ++v) {
       const F x = get(u, v * kLanes);
       dt[v] = get(delta, v * kLanes);
+      if (w.softplus) dt[v] = softplus(w.bias ? dt[v] + load(w.bias + v * kLanes) : dt[v]);
       du[v] = dt[v] * x;
       sum[v] = w.skip ? load(w.skip + v * kLanes) * x : F{};
     }

@@ -19,7 +19,8 @@ struct ScanRows {
   const void *u, *delta, *b, *c, *z;
   void* y;
   int64_t u_step, delta_step, b_step, c_step, z_step, y_step;
-  const float *a, *skip;
+  const float *a, *skip, *bias;  ///< skip and bias may be null
+  bool softplus;
   float* state;
 };
 ATTNBENCH_EACH_ISA(void scan_rows(const ScanRows&))

@@ -39,6 +39,47 @@ TEST_CASE("unit_rows: types, strides, target norms, zero rows") {
         }
   const Tensor x = random(ctx, DType::f32, {2, 3}, r);
   CHECK_THROWS_WITH(unit_rows(ctx, {x, {}, x, -1.0f}), ContainsSubstring("floor"));
+  UnitRowsArgs args;
+  args.kind = UnitRowsArgs::Kind::mean;
+  args.x = args.y = args.like = x;
+  CHECK_THROWS_WITH(unit_rows(ctx, args), ContainsSubstring("'like'"));
+}
+
+TEST_CASE("unit_rows: given means and scales, a gain for each row") {
+  using Kind = UnitRowsArgs::Kind;
+  Context ctx(cpu_backend(), 2);
+  Random r(613);
+  for (DType type : {DType::f32, DType::bf16})
+    for (Kind kind : {Kind::norm, Kind::mean, Kind::scale})
+      for (bool gained : {false, true})
+        for (int64_t n : {1, 13, 800}) {
+          UnitRowsArgs args;
+          args.kind = kind;
+          args.x = random(ctx, type, {2, 3, n}, r, 1, 3).transpose(0, 1);
+          args.y = poisoned(ctx, DType::f32, {3, 2, n});
+          if (gained) args.gain = random(ctx, DType::f32, {2, 3}, r).transpose(0, 1);
+          args.alpha = 0.5f, args.beta = 0.25f;
+          const Cost cost = charged(ctx, [&] { unit_rows(ctx, args); });
+          CHECK(cost.elementwise == (kind == Kind::scale ? 1 : 3) * 6 * n);
+          const std::vector<double> from = values(args.x),
+                                    gain = gained ? values(args.gain) : std::vector<double>(6, 1.0);
+          std::vector<double> want;
+          for (size_t row = 0; row < 6; ++row) {
+            double sum = 0, power = 0;
+            for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+              const double v = from[row * static_cast<size_t>(n) + i];
+              sum += v, power += v * v;
+            }
+            for (size_t i = 0; i < static_cast<size_t>(n); ++i) {
+              const double v = from[row * static_cast<size_t>(n) + i];
+              want.push_back(kind == Kind::norm ? gain[row] * v / std::sqrt(power)
+                             : kind == Kind::mean
+                                 ? gain[row] * 0.5 * (v - sum / static_cast<double>(n)) + 0.25
+                                 : gain[row] * v);
+            }
+          }
+          check_close(args.y, want, {16 * 0x1p-24});
+        }
 }
 
 TEST_CASE("feature maps: every kind against its formula; the mean of products is exp(x . y)") {

@@ -155,12 +155,18 @@ TEST_CASE("CUDA stft and istft agree with the CPU: borders, short windows, odd f
     const Twin y = s.poisoned(DType::f32, {3, g.frames + 2, half, 2}).view([&](const Tensor& t) {
       return t.slice(1, 1, g.frames + 1);
     });
+    bool wide = false;
     const auto forward = [&](Context& ctx, const Tensor& from, const Tensor& w, const Tensor& to) {
-      stft(ctx, {from, w, to, g.n_fft, g.hop, g.offset, g.window_offset, g.border, 0.5f});
+      stft(ctx, {from, w, to, g.n_fft, g.hop, g.offset, g.window_offset, g.border, 0.5f, wide});
     };
     forward(s.device, x.device, window.device, y.device);
     forward(s.host, x.host, window.host, y.host);
     check_norm(s.fetch(y), values(y.host), tolerance_of(g.n_fft));
+    wide = true;
+    s.poison_device(y);
+    forward(s.device, x.device, window.device, y.device);
+    forward(s.host, x.host, window.host, y.host);
+    check_norm(s.fetch(y), values(y.host), 0x1p-23);
     const Twin z = s.random(DType::f32, {3, g.frames, half, 2}),
                back = s.padded_output(DType::f32, {3, g.n}, 2, 1);
     const auto inverse = [&](Context& ctx, const Tensor& from, const Tensor& w, const Tensor& to) {

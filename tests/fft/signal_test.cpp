@@ -253,6 +253,27 @@ TEST_CASE("complex_pointwise at the edges: zeros, signed zeros, extremes, NaN, i
     args.op = Op::magnitude;
     CHECK_THROWS_WITH(complex_pointwise(ctx, args), ContainsSubstring("no 'b'"));
   });
+  {
+    // Powers: |3 + 4i|^2, 0^0.3, and back again through polar.
+    const Tensor z = tensor({3, 4, 0, 0, 0.5, 0}), r = poisoned(ctx, DType::f32, {3}),
+                 back = poisoned(ctx, DType::f32, {3, 2});
+    ComplexArgs args;
+    args.op = Op::magnitude, args.a = z, args.y = r, args.power = 0.3f;
+    const Cost cost = charged(ctx, [&] { complex_pointwise(ctx, args); });
+    CHECK(cost.special == 6);
+    check_close(r, {std::pow(5, 0.3), 0, std::pow(0.5, 0.3)}, {1e-6});
+    const Tensor phase = poisoned(ctx, DType::f32, {3});
+    args = {};
+    args.op = Op::angle, args.a = z, args.y = phase;
+    complex_pointwise(ctx, args);
+    args = {};
+    args.op = Op::polar, args.a = r, args.b = phase, args.y = back, args.power = 1 / 0.3f;
+    complex_pointwise(ctx, args);
+    check_close(back, {3, 4, 0, 0, 0.5, 0}, {1e-5});
+    args.op = Op::multiply, args.a = args.b = z;
+    args.y = poisoned(ctx, DType::f32, {3, 2});
+    CHECK_THROWS_WITH(complex_pointwise(ctx, args), ContainsSubstring("power"));
+  }
   const Tensor a = tensor({1, 2, 3, 4}), b = tensor({5, 6}), y = poisoned(ctx, DType::f32, {2, 2});
   ComplexArgs args;
   args.a = a, args.b = b, args.y = y;
@@ -392,7 +413,7 @@ TEST_CASE("stft: offsets, windows shorter than frames, every border, against the
     const Tensor x = randomize(rows_apart(ctx, {3, g.n}), r),
                  window = random(ctx, DType::f32, {g.width}, r, 0.1, 1);
     const Tensor y = poisoned(ctx, DType::f32, {3, g.frames, half, 2});
-    const StftArgs args{x, window, y, g.n_fft, g.hop, g.offset, g.window_offset, g.border, 0.5f};
+    StftArgs args{x, window, y, g.n_fft, g.hop, g.offset, g.window_offset, g.border, 0.5f};
     const Cost cost = charged(ctx, [&] { stft(ctx, args); });
     CHECK(cost == stft_cost(3, g.n, g.frames, g.n_fft, g.width));
     INFO("n " << g.n << ", n_fft " << g.n_fft);
@@ -408,6 +429,23 @@ TEST_CASE("stft: offsets, windows shorter than frames, every border, against the
         }
         check_close(y.select(0, b).select(0, t), flat(transform(frame, g.n_fft, -1), half, 0.5),
                     {slack_of(g.n_fft, 1)});
+      }
+    // In f64: the same, within one rounding to storage.
+    args.f64 = true;
+    poison(y);
+    stft(ctx, args);
+    for (int64_t b = 0; b < 3; ++b)
+      for (int64_t t = 0; t < g.frames; ++t) {
+        std::vector<Complex> frame(static_cast<size_t>(g.n_fft));
+        for (int64_t i = 0; i < g.width; ++i) {
+          int64_t at = t * g.hop - g.offset + g.window_offset + i;
+          double v = 0;
+          if (g.border == SignalBorder::reflect) at = at < 0 ? -at : at >= g.n ? 2 * (g.n - 1) - at : at;
+          if (at >= 0 && at < g.n) v = get(x, b * x.stride(0) + at);
+          frame[static_cast<size_t>(g.window_offset + i)] = v * get(window, i);
+        }
+        check_close(y.select(0, b).select(0, t), flat(transform(frame, g.n_fft, -1), half, 0.5),
+                    {1e-13 * static_cast<double>(g.n_fft)});
       }
     StftArgs beyond = args;
     beyond.border = SignalBorder::none;

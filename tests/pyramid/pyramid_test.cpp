@@ -137,7 +137,7 @@ TEST_CASE("channel_fit: thresholds, published channels, vectors without a Gaussi
       {0, 0, 0, 0, 0, 0, 0}, {4, 4, 4, 4, 4, 4, 4}, {0, 0, 3, 0, 0, 0, 0}};
   const auto count = static_cast<int64_t>(rows.size());
   const Tensor accuracy = ctx.allocate(DType::f32, {count, 5, 7}),
-               threshold = ctx.allocate(DType::i32, {count, 7}), fit = poisoned(ctx, DType::f64, {6, count});
+               threshold = ctx.allocate(DType::i32, {count, 7}), fit = poisoned(ctx, DType::f64, {7, count});
   for (int64_t b = 0; b < count; ++b)
     for (int64_t f = 0; f < 7; ++f)
       for (int64_t l = 0; l < 5; ++l) {
@@ -165,6 +165,7 @@ TEST_CASE("channel_fit: thresholds, published channels, vectors without a Gaussi
     CHECK(of(b, 4) == Approx(cf).margin(5.1e-3));
     CHECK(of(b, 5) == Approx(pns).margin(5.1e-4));
   }
+  for (int64_t b = 0; b < count; ++b) CHECK(of(b, 6) == (b < 4 ? 0 : 1));
   CHECK((of(4, 0) == 0 && std::isnan(of(4, 1)) && std::isnan(of(4, 3)) && of(4, 5) == 0.0625));
   CHECK((of(5, 0) == 4 && of(5, 1) == 3 && std::isinf(of(5, 2)) && of(5, 5) == 1));
   CHECK((of(6, 0) == 3 && of(6, 1) == 2 && of(6, 3) == 0 && of(6, 4) == 7 && of(6, 5) == 0.5));

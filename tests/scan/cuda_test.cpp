@@ -32,7 +32,7 @@ TEST_CASE("CUDA selective_scan agrees with the CPU: sizes, types, directions, ga
           SelectiveScanArgs args;
           args.u = side(u), args.delta = side(delta), args.a = side(a), args.b = side(b), args.c = side(c),
           args.y = side(y);
-          if (gated) args.skip = side(skip), args.z = side(z);
+          if (gated) args.skip = side(skip), args.z = side(z), args.softplus = true, args.bias = side(skip);
           args.reverse = reverse;
           selective_scan(ctx, args);
         };

@@ -124,6 +124,42 @@ TEST_CASE("selective scan: no memory, all memory, in place, errors") {
   CHECK_THROWS_WITH(selective_scan(ctx, args), ContainsSubstring("'a'"));
 }
 
+TEST_CASE("selective scan: softplus of delta and bias, over its whole range") {
+  Context ctx(cpu_backend(), 2);
+  each_isa([&] {
+    Random r(315);
+    const int64_t length = 60, d = 37, s = 2;
+    // a = 0, b = c = u = 1: y_t is the sum of s deltas so far, so one token shows softplus itself.
+    for (bool biased : {false, true}) {
+      const Tensor u = ctx.allocate(DType::f32, {length, 1, d}),
+                   one = ctx.allocate(DType::f32, {length, 1, s}), a = ctx.allocate(DType::f32, {d, s}),
+                   delta = random(ctx, DType::f32, {length, 1, d}, r, -30, 30),
+                   bias = random(ctx, DType::f32, {d}, r, -3, 3),
+                   y = poisoned(ctx, DType::f32, {length, 1, d});
+      fill(u, 1), fill(one, 1), fill(a, 0);
+      put(delta, 0, 0), put(delta, 1, 100), put(delta, 2, -100), put(delta, 3, 1e-8);
+      SelectiveScanArgs args{u, delta, a, one, one, {}, {}, y, false, true};
+      if (biased) args.bias = bias;
+      const Cost cost = charged(ctx, [&] { selective_scan(ctx, args); });
+      CHECK(cost == selective_scan_cost(args));
+      std::vector<double> want, slack;
+      for (int64_t i = 0; i < length * d; ++i) {
+        const double x = get(delta, i) + (biased ? get(bias, i % d) : 0);
+        want.push_back(2 * (std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)))));
+        // The sum with the bias is rounded once; softplus itself keeps its relative accuracy.
+        slack.push_back(want.back() * 8 * 0x1p-24 +
+                        (biased ? 2 * 33 * 0x1p-24 * std::min(1.0, want.back()) : 0) + 1e-37);
+      }
+      check_close(y, want, slack);
+    }
+    SelectiveScanArgs wrong;
+    wrong.u = wrong.delta = wrong.y = random(ctx, DType::f32, {2, 3}, r);
+    wrong.a = random(ctx, DType::f32, {3, 1}, r), wrong.b = wrong.c = random(ctx, DType::f32, {2, 1}, r);
+    wrong.bias = random(ctx, DType::f32, {3}, r);
+    CHECK_THROWS_WITH(selective_scan(ctx, wrong), ContainsSubstring("softplus"));
+  });
+}
+
 TEST_CASE("iir: sections one after the other, both directions, steady starts") {
   const DType type = GENERATE(DType::f64, DType::f32);
   Context ctx(cpu_backend(), 2);
