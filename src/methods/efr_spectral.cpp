@@ -281,11 +281,11 @@ class EfrInstance final : public Instance {
     histogram(ctx, h);
   }
 
-  /// A filtered signal errs by its rounding of the whole frame, s, so a quotient by a small X errs by s / |X|
-  /// of itself; the quotients that count are those the outputs are made of, weighted with |H|^2. Products of
-  /// two H count twice.
+  /// A spectrum errs by the rounding of the window and of filtered signals over the whole frame, s, so a
+  /// quotient by a small X errs by s / |X| of itself; the quotients that count are those the outputs are made
+  /// of, weighted with |H|^2. Products of two H count twice.
   double condition(const std::string&) const override {
-    if (!ran_ || !full_) return 1.0;  // without filters only the spectra themselves are rounded
+    if (!ran_) return 1.0;
     const Tensor x = on_host(spectrum_x_), h = on_host(outputs_.at("H"));
     const auto value = [](const Tensor& t, int64_t i) { return static_cast<double>(t.data<float>()[i]); };
     double weighted = 0, total = 0;
