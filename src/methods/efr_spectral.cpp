@@ -324,7 +324,7 @@ class EfrInstance final : public Instance {
       most.elementwise = b * audio_;
       Cost quotient = moved(4 * b * (audio_ + 1), 4 * b * audio_);
       quotient.special = b * audio_;
-      t += most + moved(4 * b, 4 * b) + moved(4 * b * audio_, 4 * b * audio_) + quotient;
+      t += most + moved(4 * b, 4 * b) + moved(4 * b * audio_, 4 * b * audio_) * 2 + quotient;
       t += gather_cost(b * n_, n_) * 2 + pointwise_cost(b * n_, n_, false) * 2 +
            pointwise_cost(b * n_, b * n_, false);
       const int64_t rows = b * ch_;
