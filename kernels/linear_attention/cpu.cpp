@@ -73,6 +73,7 @@ class Run {
     w.n = n_, w.d = d_, w.e = columns, w.block = block_;
     w.causal = args_.causal;
     w.log_decay = static_cast<double>(args_.log_decay.data<float>()[i]);
+    w.loss = w.log_decay > -0.69 ? static_cast<float>(-std::expm1(w.log_decay)) : 0.0f;
     w.weights = weights_.data() + i * (2 * block_ + 1);
     w.work = work_.data<float>() + thread_index() * work_floats_;
     return w;

@@ -212,10 +212,10 @@ void quadratic(const LinearHead& h, int64_t first, int64_t rows) {
 
 /// Columns of the state are taken 4 vectors at a time: at D = 128 that piece is 32 KiB and stays in the first
 /// cache level over all tokens.
-template <class T, bool kPart>
+template <class T, bool kPart, bool kNear>
 void recurrent_columns(const LinearHead& h, int64_t column, int64_t part) {
   constexpr int kVectors = kPart ? 1 : 4;
-  const F decay = splat(h.power(1));
+  const F decay = splat(kNear ? h.loss : h.power(1));
   float q[kLanes], k[kLanes];
   for (int64_t t = 0; t < h.n; ++t) {
     const T* qt = static_cast<const T*>(h.q) + t * h.q_row;
@@ -231,7 +231,8 @@ void recurrent_columns(const LinearHead& h, int64_t column, int64_t part) {
       for (int64_t d = 0; d < width; ++d) {
         float* s = h.state + (d0 + d) * h.state_row + column;
         for (int i = 0; i < kVectors; ++i) {
-          const F next = (kPart ? load_part(s, part) : load(s + i * kLanes)) * decay + splat(k[d]) * v[i];
+          const F old = kPart ? load_part(s, part) : load(s + i * kLanes), more = splat(k[d]) * v[i];
+          const F next = kNear ? old + (more - old * decay) : old * decay + more;
           if (kPart)
             store_part(s, next, part);
           else
@@ -249,11 +250,15 @@ void recurrent_columns(const LinearHead& h, int64_t column, int64_t part) {
   }
 }
 
+template <class T, bool kNear>
+void recurrent_near(const LinearHead& h) {
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= h.e; c += 4 * kLanes) recurrent_columns<T, false, kNear>(h, c, 0);
+  for (; c < h.e; c += kLanes) recurrent_columns<T, true, kNear>(h, c, min_of(h.e - c, kLanes));
+}
 template <class T>
 void recurrent(const LinearHead& h) {
-  int64_t c = 0;
-  for (; c + 4 * kLanes <= h.e; c += 4 * kLanes) recurrent_columns<T, false>(h, c, 0);
-  for (; c < h.e; c += kLanes) recurrent_columns<T, true>(h, c, min_of(h.e - c, kLanes));
+  h.loss > 0 ? recurrent_near<T, true>(h) : recurrent_near<T, false>(h);
 }
 
 }  // namespace

@@ -17,6 +17,9 @@ struct LinearHead {
   int64_t block;
   bool causal;
   double log_decay;
+  /// 1 - lambda where lambda is above a half, else 0: rounded itself, lambda = 1 - 1e-6 would be off by 3%
+  /// after a million factors.
+  float loss;
   /// lambda^(2 block) .. lambda^0, highest power first: the weights of a row of scores are a contiguous
   /// piece.
   const float* weights;

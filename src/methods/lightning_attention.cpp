@@ -91,7 +91,11 @@ MethodInfo describe() {
              "linear: U = X W_u; lowrank_sigmoid: sigmoid(X W_g1 W_g2), and SiLU on V too"),
       integer("ffn_dim", Value(), 1, "F of SGLU; null: 8C/3 rounded up to a multiple of 256"),
       integer("value_dim", Value(), 1, "E of v, module kernel only; null: D"),
-      param("causal", ParamSpec::Type::boolean, true, "false: o = q (sum_s k_s v_s^T), without decay")};
+      param("causal", ParamSpec::Type::boolean, true, "false: o = q (sum_s k_s v_s^T), without decay"),
+      param("state", ParamSpec::Type::boolean, false,
+            "module kernel: goes on from kv_in, the KV of the tokens before, and gives kv_out: prefill in "
+            "pieces "
+            "and, with one token and variant recurrent, decoding")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"forward time", "B4 H32 D128 bf16 causal, N=32768", "FlashAttention-2",
                 "17.661 ms vs 162.896 ms = 9.22x", "kernel repository, README"},
@@ -131,6 +135,10 @@ MethodInfo describe() {
       "[C,D] "
       "and W_g2 [D,C] (names chosen).",
       "Forward only: the backward figures are listed for completeness.",
+      "variant quadratic, tile by tile without an N x N buffer, is the left product of Lightning "
+      "Attention-1; "
+      "chunk and parallel are Lightning Attention-2.",
+      "kv_in and kv_out [B, H, D, E] are f32 for every dtype (names chosen).",
       "Effective rows for analyses are |a_ts| / sum_s |a_ts| (chosen: the weights are signed and do not sum "
       "to 1)."};
   m.example.batch = 2;
@@ -223,6 +231,7 @@ class LightningInstance : public Instance {
         dtype_(problem.dtype),
         lrpe_(params.boolean("lrpe")),
         causal_(params.boolean("causal")),
+        state_(params.boolean("state")),
         block_size_(params.integer("block_size")),
         log_decay_values_(log_decays(params, problem.heads)) {
     using Form = LinearAttentionArgs::Form;
@@ -241,6 +250,11 @@ class LightningInstance : public Instance {
           std::to_string(n_) + ", not " + std::to_string(problem.kv_length));
     if (!causal_ && problem.causal)
       throw UsageError("lightning_attention.causal: false contradicts problem.causal = true");
+    if (state_ && (lrpe_ || !causal_ || params.choice("module") != "kernel"))
+      throw Unsupported(
+          "lightning_attention.state: a state is carried by the causal kernel without lrpe (whose angles "
+          "count "
+          "from the sequence's start)");
     const bool decays =
         std::any_of(log_decay_values_.begin(), log_decay_values_.end(), [](double l) { return l < 0; });
     if (!causal_ && decays)
@@ -345,6 +359,7 @@ class LightningInstance : public Instance {
     a.log_decay = log_decay_;
     a.block_size = block_size_;
     a.causal = causal_;
+    if (state_) a.state_in = input("kv_in"), a.state_out = kv_out_;
     linear_attention(ctx, a);
   }
 
@@ -371,6 +386,7 @@ class LightningInstance : public Instance {
     a.q = a.k = shaped(dtype_, {batch_, heads_, n_, width});
     a.v = a.o = shaped(dtype_, {batch_, heads_, n_, e_});
     a.log_decay = shaped(DType::f32, {heads_});
+    if (state_) a.state_in = a.state_out = shaped(DType::f32, {batch_, heads_, d_, e_});
     Cost kernel = linear_attention_cost(a);
     if (causal_ && (form_ == Form::chunk || form_ == Form::parallel)) {
       // The card's formula.
@@ -385,9 +401,10 @@ class LightningInstance : public Instance {
 
   int64_t batch_, heads_, n_, d_, e_;
   DType dtype_;
-  bool lrpe_, causal_;
+  bool lrpe_, causal_, state_;
   int64_t block_size_;
   LinearAttentionArgs::Form form_;
+  Tensor kv_out_;
 
  private:
   Tensor rotated(Context& ctx, const Tensor& x) {
@@ -418,9 +435,15 @@ class KernelInstance final : public LightningInstance {
                     {"k", qk, dtype_, Init::normal(), false, "keys [B, H, N, D]"},
                     {"v", vo, dtype_, Init::normal(), false, "values [B, H, N, E]"}};
     o_ = ctx.allocate(dtype_, vo, MemoryClass::output);
+    if (!state_) return;
+    const Shape kv{batch_, heads_, d_, e_};
+    input_specs_.push_back({"kv_in", kv, DType::f32, Init::normal(), false, "KV of the tokens before"});
+    kv_out_ = ctx.allocate(DType::f32, kv, MemoryClass::output);
   }
   void run(Context& ctx) override { attend(ctx, input("q"), input("k"), input("v"), o_); }
-  TensorMap outputs() const override { return {{"o", o_}}; }
+  TensorMap outputs() const override {
+    return state_ ? TensorMap{{"o", o_}, {"kv_out", kv_out_}} : TensorMap{{"o", o_}};
+  }
   ClosedForm cost() const override {
     ClosedForm c;
     c.cost = attend_cost();

@@ -58,14 +58,15 @@ RefTensor rotate(const RefTensor& x, const RefTensor& theta) {
 }
 
 RefTensor kernel(const RefTensor& q, const RefTensor& k, const RefTensor& v,
-                 const std::vector<double>& lambda, bool causal) {
+                 const std::vector<double>& lambda, bool causal, RefTensor* state = nullptr) {
   const int64_t batch = q.dim(0), heads = q.dim(1), n = q.dim(2), d = q.dim(3), e = v.dim(3);
   RefTensor o({batch, heads, n, e});
 #pragma omp parallel for collapse(2)
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t h = 0; h < heads; ++h) {
       RefTensor kv({d, e});
-      const int64_t row = (b * heads + h) * n;
+      const int64_t row = (b * heads + h) * n, head = (b * heads + h) * d * e;
+      for (int64_t i = 0; state && i < d * e; ++i) kv[i] = (*state)[head + i];
       const auto absorb = [&](int64_t t) {
         for (int64_t i = 0; i < d; ++i)
           for (int64_t j = 0; j < e; ++j)
@@ -79,6 +80,7 @@ RefTensor kernel(const RefTensor& q, const RefTensor& k, const RefTensor& v,
         for (int64_t i = 0; i < d; ++i)
           for (int64_t j = 0; j < e; ++j) o[(row + t) * e + j] += q[(row + t) * d + i] * kv[i * e + j];
       }
+      for (int64_t i = 0; state && i < d * e; ++i) (*state)[head + i] = kv[i];
     }
   return o;
 }
@@ -176,6 +178,11 @@ RefMap lightning_reference(const Problem& problem, const Params& params, const R
     if (params.boolean("lrpe")) {
       q = rotate(q, w.at("theta"));
       k = rotate(k, w.at("theta"));
+    }
+    if (params.boolean("state")) {
+      RefTensor kv = inputs.at("kv_in");
+      const RefTensor o = kernel(q, k, inputs.at("v"), lambda, true, &kv);
+      return {{"o", o}, {"kv_out", kv}};
     }
     return {{"o", kernel(q, k, inputs.at("v"), lambda, params.boolean("causal"))}};
   }

@@ -109,6 +109,11 @@ TEST_CASE("lightning kernel: every variant, decay and storage type against the r
     check_trial(t, 5);
     CHECK(t.instance->cost().parameters == 16);
   }
+  SECTION("from a state to a state, and one token of decoding") {
+    Trial t = make_trial(kMethod, kernel_problem(2, 2, GENERATE(1, 45), 8, dtype),
+                         {{"variant", variant}, {"state", true}, {"block_size", 16}, {"value_dim", 5}});
+    check_trial(t, 2);
+  }
   SECTION("not causal") {
     Problem p = kernel_problem(2, 2, 45, 8, dtype);
     p.causal = false;
@@ -276,4 +281,43 @@ TEST_CASE("lightning says what it cannot do") {
   CHECK_THROWS_WITH(make(mixer, {}), ContainsSubstring("head_dim"));
   CHECK_THROWS_AS(make(mixer, {{"module", "gla"}, {"value_dim", 16}}), Unsupported);
   CHECK_THROWS_AS(make(mixer_problem(1, 3, 16, 32), {{"module", "layer"}}), UsageError);
+}
+
+TEST_CASE(
+    "a million tokens: decays from 1 - 1e-6 to 0.5 neither overflow nor vanish, decoding or in chunks") {
+  // Rows sampled and summed in double; the weights of head 0 reach back through the whole sequence.
+  const bool decode = GENERATE(true, false);
+  const int64_t n = decode ? 1 << 20 : 1 << 18, d = 4;
+  const double lambdas[2] = {1 - 1e-6, 0.5};
+  Trial t = make_trial(kMethod, kernel_problem(1, 2, n, d),
+                       {{"variant", decode ? "recurrent" : "chunk"},
+                        {"decay", "list"},
+                        {"decay_values", Value::List{lambdas[0], lambdas[1]}}});
+  t.run();
+  const TensorMap in = t.instance->inputs();
+  const float *q = in.at("q").data<float>(), *k = in.at("k").data<float>(), *v = in.at("v").data<float>(),
+              *o = t.instance->outputs().at("o").data<float>();
+  for (int64_t h = 0; h < 2; ++h) {
+    double off = 0, size = 0;
+    for (const int64_t row : {int64_t{0}, int64_t{1}, n / 3, n / 2 + 7, n - 2, n - 1}) {
+      double want[4] = {};
+      for (int64_t s = row; s >= 0; --s) {
+        const double weight = std::exp(std::log(lambdas[h]) * static_cast<double>(row - s));
+        if (weight < 1e-30) break;
+        double dot = 0;
+        for (int64_t c = 0; c < d; ++c)
+          dot += static_cast<double>(q[(h * n + row) * d + c]) * static_cast<double>(k[(h * n + s) * d + c]);
+        for (int64_t c = 0; c < d; ++c) want[c] += weight * dot * static_cast<double>(v[(h * n + s) * d + c]);
+      }
+      for (int64_t c = 0; c < d; ++c) {
+        const double got = o[(h * n + row) * d + c];
+        off += (got - want[c]) * (got - want[c]), size += want[c] * want[c];
+      }
+    }
+    // f32 sums: every addition rounds the running state once; with random signs the roundings of as many
+    // tokens as the decay remembers add up like a random walk of half an epsilon.
+    const double remembered = std::min(static_cast<double>(n), 1 / (1 - lambdas[h]));
+    INFO("head " << h << ", " << n << " tokens: relative error " << std::sqrt(off / size));
+    CHECK(std::sqrt(off / size) < 2 * epsilon_of(DType::f32) * (8 + std::sqrt(remembered)));
+  }
 }
