@@ -68,6 +68,27 @@ TEST_CASE("heads of lightning attention decay as their lambdas say") {
   CHECK(a.series.at("head_decay_length")[1] == Approx(-1 / std::log(0.95)).epsilon(0.1));
 }
 
+TEST_CASE("polynomials of tensor attention converge below their bound") {
+  Problem p = sequence(1, 40, 3);
+  p.causal = false;
+  Run r = run("tensor_attention", p, {{"entry_bound", 0.9}});
+  const AnalysisResult a =
+      analyse_run("approximation_error", r, {{"degrees", Value::List{Value(0), Value(2), Value(4)}}});
+  CHECK(a.scalars.at("largest_entry") <= 0.9);
+  CHECK(a.scalars.at("largest_score") == Approx(std::pow(a.scalars.at("largest_entry"), 3)));
+  const auto& taylor = a.series.at("taylor_error");
+  REQUIRE(taylor.size() == 3);
+  CHECK(taylor[0] > 10 * taylor[1]);
+  CHECK(taylor[1] > 10 * taylor[2]);
+  for (size_t i = 0; i < 3; ++i) {
+    CHECK(taylor[i] <= a.series.at("bound")[i] + 1e-6);
+    CHECK(a.series.at("chebyshev_error")[i] <= a.series.at("bound")[i] + 1e-6);
+  }
+  CHECK_THROWS_AS(analyse_run("approximation_error", r, {{"degrees", Value::List{Value(3)}}}), UsageError);
+  Run other = run("dense", sequence(1, 8, 4));
+  CHECK_THROWS_AS(analyse_run("approximation_error", other), Unsupported);
+}
+
 TEST_CASE("test-time regression: softmax has the bias that local linear attention has not") {
   const Problem p = sequence(4, 256, 4);
   const std::map<std::string, Value> given{{"segment", 64}, {"noise", 0.05}, {"repeats", 3}};
