@@ -143,7 +143,7 @@ class HostInstance final : public Instance {
         decode_(params.integer("decode")),
         attention_(parse_layer_attention(params.text("attention"))),
         model_(config, {}, attention_) {
-    input_specs_ = {{"tokens", {batch_, n_}, DType::i32, {}, false, "token ids [B, N]"}};
+    input_specs_ = {{"tokens", {batch_, n_}, DType::i32, Init::normal(), false, "token ids [B, N]"}};
     input_specs_[0].init.kind = Init::Kind::values;
     input_specs_[0].init.value = [seed = problem.seed, v = config.vocab](int64_t i) {
       return static_cast<double>(random_bits(seed, stream_of("tokens"), static_cast<uint64_t>(i)) %
