@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "kernels/attention/geometry.hpp"
+#include "kernels/attention/neighborhood.hpp"
 #include "kernels/core/backend.hpp"
 
 namespace attnbench {
@@ -93,7 +94,6 @@ void check_mask(const BlockMask& mask, const AttentionSizes& s, const AttentionA
   const ElementRule& r = mask.rule;
   if (r.rank < 0 || r.rank > 3) refuse("rule.rank must be 0 to 3, not " + std::to_string(r.rank));
   if (r.rank > 0) {
-    int64_t tokens = 1;
     for (int a = 0; a < r.rank; ++a) {
       const size_t i = static_cast<size_t>(a);
       if (r.grid[i] < 1 || r.window[i] < 1 || r.dilation[i] < 1 || r.stride[i] < 1 ||
@@ -103,11 +103,20 @@ void check_mask(const BlockMask& mask, const AttentionSizes& s, const AttentionA
                "window; it has grid " +
                std::to_string(r.grid[i]) + ", window " + std::to_string(r.window[i]) + ", dilation " +
                std::to_string(r.dilation[i]) + ", stride " + std::to_string(r.stride[i]));
-      tokens *= r.grid[i];
+      if (r.q_tile[i] < 0 || r.k_tile[i] < 0 || (r.q_tile[i] > 0) != is_tiled(r.q_tile) ||
+          (r.k_tile[i] > 0) != is_tiled(r.k_tile))
+        refuse("rule axis " + std::to_string(a) + ": tiles are 1 or more on every axis, or 0 on every axis");
     }
-    if (tokens != s.n || tokens != s.m)
-      refuse("rule.grid has " + std::to_string(tokens) + " tokens, but N = " + std::to_string(s.n) +
-             " and M = " + std::to_string(s.m));
+    if (is_tiled(r.q_tile) || is_tiled(r.k_tile)) {
+      if (r.causal || r.band)
+        refuse("a neighbourhood whose tokens stand tile by tile has no causal or band part");
+      if (mask.q_order || mask.k_order)
+        refuse("a neighbourhood whose tokens stand tile by tile takes no order besides");
+    }
+    const int64_t queries = padded_tokens(r, r.q_tile), keys = padded_tokens(r, r.k_tile);
+    if (queries != s.n || keys != s.m)
+      refuse("the rule's grid has " + std::to_string(queries) + " queries and " + std::to_string(keys) +
+             " keys, but N = " + std::to_string(s.n) + " and M = " + std::to_string(s.m));
   }
   if (r.band && (r.left < -1 || r.right < -1))
     refuse("rule.left and rule.right are -1 (open), 0 or more, not " + std::to_string(r.left) + " and " +
@@ -208,8 +217,9 @@ int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
       pick(one.row_begin), pick(one.row_end), pick(one.rule.bitmap), pick(one.rule.segment_q),
           pick(one.rule.segment_k);
       if (one.rule.offset == ElementRule::kAlignEnds) one.rule.offset = length - s.n;
-      const PairCount c = count_pairs(one, 1, s.heads, s.n, s.m);
-      pairs += one.full || one.partial || one.gather ? c.visited : c.attended;
+      const bool listed = one.full || one.partial || one.gather;
+      const PairCount c = count_pairs(one, 1, s.heads, s.n, s.m, !listed);
+      pairs += listed ? c.visited : c.attended;
     }
     return pairs;
   }
@@ -241,7 +251,7 @@ int64_t charged_pairs(const AttentionArgs& args, const AttentionSizes& s) {
     plain.q_order = plain.k_order = Tensor();
     return count_pairs(plain, s.batch, s.heads, s.n, s.m).attended;
   }
-  const PairCount c = count_pairs(mask, s.batch, s.heads, s.n, s.m);
+  const PairCount c = count_pairs(mask, s.batch, s.heads, s.n, s.m, !lists);
   return lists ? c.visited : c.attended;
 }
 

@@ -96,7 +96,6 @@ void check_rule(const ElementRule& r, int64_t n, int64_t m) {
   if (r.rank < 0 || r.rank > 3)
     throw UsageError("a neighbourhood rule has rank 0 to 3, not " + std::to_string(r.rank));
   if (r.rank > 0) {
-    int64_t tokens = 1;
     for (int a = 0; a < r.rank; ++a) {
       const size_t i = static_cast<size_t>(a);
       const std::string axis = "neighbourhood axis " + std::to_string(a) + ": ";
@@ -108,11 +107,16 @@ void check_rule(const ElementRule& r, int64_t n, int64_t m) {
       if (r.stride[i] > r.window[i])
         throw UsageError(axis + "stride " + std::to_string(r.stride[i]) + " exceeds the window " +
                          std::to_string(r.window[i]));
-      tokens *= r.grid[i];
+      if ((r.q_tile[i] > 0) != is_tiled(r.q_tile) || (r.k_tile[i] > 0) != is_tiled(r.k_tile) ||
+          r.q_tile[i] < 0 || r.k_tile[i] < 0)
+        throw UsageError(axis + "tiles are 1 or more on every axis, or 0 on every axis");
     }
-    if (tokens != n || tokens != m)
-      throw UsageError("the neighbourhood's grid has " + std::to_string(tokens) +
-                       " tokens, but the problem has N = " + std::to_string(n) +
+    if ((is_tiled(r.q_tile) || is_tiled(r.k_tile)) && (r.causal || r.band))
+      throw UsageError("a neighbourhood whose tokens stand tile by tile has no causal or band part");
+    const int64_t queries = padded_tokens(r, r.q_tile), keys = padded_tokens(r, r.k_tile);
+    if (queries != n || keys != m)
+      throw UsageError("the neighbourhood has " + std::to_string(queries) + " queries and " +
+                       std::to_string(keys) + " keys, but the problem has N = " + std::to_string(n) +
                        " and M = " + std::to_string(m));
   }
   if (r.sinks < 0) throw UsageError("sinks must be 0 or more, not " + std::to_string(r.sinks));
@@ -200,14 +204,15 @@ class BlockCounter {
         bits.assign(static_cast<size_t>(rule_.grid[axis]), 0);
         low[axis] = rule_.grid[axis], high[axis] = 0;
         for (size_t q = q0; q < q1; ++q) {
-          const AxisWindow w = axis_window(rule_, a, grid_coordinates(rule_, queries[q])[axis]);
+          const AxisExtents at = grid_coordinates(rule_, queries[q], rule_.q_tile);
+          if (!in_grid(rule_, at)) continue;
+          const AxisWindow w = axis_window(rule_, a, at[axis]);
           for (int64_t x = w.first; x < w.end; x += w.step)
             bits[static_cast<size_t>(x)] |= uint64_t{1} << (q - q0);
           low[axis] = std::min(low[axis], w.first), high[axis] = std::max(high[axis], w.end);
         }
       }
       for (int a = rule_.rank; a < 3; ++a) bits_[static_cast<size_t>(a)].assign(1, ~uint64_t{0});
-      const int64_t s1 = rule_.rank > 1 ? rule_.grid[1] : 1, s2 = rule_.rank > 2 ? rule_.grid[2] : 1;
       for (int64_t x = low[0]; x < high[0]; ++x)
         for (int64_t y = low[1]; y < high[1]; ++y) {
           const uint64_t outer = bits_[0][static_cast<size_t>(x)] & bits_[1][static_cast<size_t>(y)];
@@ -215,7 +220,7 @@ class BlockCounter {
           for (int64_t z = low[2]; z < high[2]; ++z) {
             const uint64_t seen = outer & bits_[2][static_cast<size_t>(z)];
             if (!seen) continue;
-            const int64_t token = (x * s1 + y) * s2 + z;
+            const int64_t token = grid_token(rule_, {x, y, z}, rule_.k_tile);
             add(token, rule_.causal || rule_.band ? both(queries, q0, seen, token) : std::popcount(seen));
           }
         }
@@ -255,7 +260,8 @@ bool rule_allows(const ElementRule& r, int64_t b, int64_t h, int64_t i, int64_t 
   const KeyRange range = band_range(r, i, n, m);
   if (!(j >= range.begin && j < range.end) && !(j < sink_end(r, i, n, m))) return false;
   if (r.rank > 0) {
-    const auto x = grid_coordinates(r, i), y = grid_coordinates(r, j);
+    const AxisExtents x = grid_coordinates(r, i, r.q_tile), y = grid_coordinates(r, j, r.k_tile);
+    if (!in_grid(r, x)) return false;
     for (int a = 0; a < r.rank; ++a)
       if (!axis_window(r, a, x[static_cast<size_t>(a)]).contains(y[static_cast<size_t>(a)])) return false;
   }
@@ -274,6 +280,71 @@ bool rule_allows(const ElementRule& r, int64_t b, int64_t h, int64_t i, int64_t 
   }
   return true;
 }
+
+namespace {
+
+/// The key tiles of one axis that a query tile of a dilation group sees: [first, end), of which those in
+/// [full_first, full_end) are seen whole by all its queries.
+struct TileRange {
+  int64_t first = 0, end = 0, full_first = 0, full_end = 0;
+};
+/// By dilation group and query tile of axis `a`. Window ends grow with the query and the windows of
+/// neighbours touch, so the first and the last query of a tile decide.
+std::vector<TileRange> tile_ranges(const ElementRule& r, size_t a) {
+  const int64_t d = r.dilation[a], tiles = tiles_on_axis(r, r.q_tile, a), tq = r.q_tile[a], tk = r.k_tile[a];
+  std::vector<TileRange> ranges(static_cast<size_t>(d * tiles));
+  for (int64_t g = 0; g < d; ++g)
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t group = (r.grid[a] - g + d - 1) / d;
+      const int64_t p0 = t * tq, p1 = std::min(p0 + tq, group) - 1;
+      if (p0 > p1) continue;  // padding alone
+      // As places in the group.
+      const AxisWindow low = axis_window(r, static_cast<int>(a), p0 * d + g);
+      const AxisWindow high = axis_window(r, static_cast<int>(a), p1 * d + g);
+      const int64_t start0 = low.first / d, end0 = start0 + low.count();
+      const int64_t start1 = high.first / d, end1 = start1 + high.count();
+      TileRange& x = ranges[static_cast<size_t>(g * tiles + t)];
+      x.first = start0 / tk, x.end = ceil_div(end1, tk);
+      x.full_first = ceil_div(start1, tk), x.full_end = std::max(end0 / tk, x.full_first);
+    }
+  return ranges;
+}
+
+/// Lists of a neighbourhood whose blocks are its tiles: products of ranges of tiles.
+void list_tiles(const ElementRule& r, ListBuilder& full, ListBuilder& partial) {
+  std::array<std::vector<TileRange>, 3> ranges;
+  AxisExtents q_tiles{1, 1, 1}, k_tiles{1, 1, 1}, groups{1, 1, 1};
+  for (size_t a = 0; a < 3; ++a) {
+    ranges[a] = {TileRange{0, 1, 0, 1}};
+    if (a >= static_cast<size_t>(r.rank)) continue;
+    ranges[a] = tile_ranges(r, a);
+    q_tiles[a] = tiles_on_axis(r, r.q_tile, a), k_tiles[a] = tiles_on_axis(r, r.k_tile, a);
+    groups[a] = r.dilation[a];
+  }
+  const int64_t k_group = k_tiles[0] * k_tiles[1] * k_tiles[2];
+  AxisExtents g{}, t{};
+  for (g[0] = 0; g[0] < groups[0]; ++g[0])
+    for (g[1] = 0; g[1] < groups[1]; ++g[1])
+      for (g[2] = 0; g[2] < groups[2]; ++g[2])
+        for (t[0] = 0; t[0] < q_tiles[0]; ++t[0])
+          for (t[1] = 0; t[1] < q_tiles[1]; ++t[1])
+            for (t[2] = 0; t[2] < q_tiles[2]; ++t[2]) {
+              std::array<TileRange, 3> x;
+              for (size_t a = 0; a < 3; ++a) x[a] = ranges[a][static_cast<size_t>(g[a] * q_tiles[a] + t[a])];
+              const int64_t base = ((g[0] * groups[1] + g[1]) * groups[2] + g[2]) * k_group;
+              full.open(), partial.open();
+              for (int64_t i = x[0].first; i < x[0].end; ++i)
+                for (int64_t j = x[1].first; j < x[1].end; ++j)
+                  for (int64_t k = x[2].first; k < x[2].end; ++k) {
+                    const bool whole = i >= x[0].full_first && i < x[0].full_end && j >= x[1].full_first &&
+                                       j < x[1].full_end && k >= x[2].full_first && k < x[2].full_end;
+                    (whole ? full : partial).add(base + (i * k_tiles[1] + j) * k_tiles[2] + k);
+                  }
+              full.close(), partial.close();
+            }
+}
+
+}  // namespace
 
 BlockMask make_block_mask(Context& ctx, const ElementRule& rule, int64_t n, int64_t m, int64_t block_q,
                           int64_t block_k, const Tensor& q_order, const Tensor& k_order) {
@@ -299,6 +370,20 @@ BlockMask make_block_mask(Context& ctx, const ElementRule& rule, int64_t n, int6
   // Without orders and neighbourhoods everything follows from the ranges of a block's first and last query,
   // as both ends of the range grow with the query.
   const bool ranges_only = rule.rank == 0 && q.empty() && k.empty();
+  if ((is_tiled(rule.q_tile) || is_tiled(rule.k_tile)) && (!q.empty() || !k.empty()))
+    throw UsageError("a neighbourhood whose tokens stand tile by tile takes no order besides");
+  const auto tile_of = [](const AxisExtents& t, int rank) {
+    int64_t tokens = 1;
+    for (int a = 0; a < rank; ++a) tokens *= t[static_cast<size_t>(a)];
+    return tokens;
+  };
+  if (rule.rank > 0 && is_tiled(rule.q_tile) && is_tiled(rule.k_tile) &&
+      block_q == tile_of(rule.q_tile, rule.rank) && block_k == tile_of(rule.k_tile, rule.rank)) {
+    list_tiles(rule, full, partial);
+    mask.full = full.finish(ctx);
+    mask.partial = partial.finish(ctx);
+    return mask;
+  }
   BlockCounter counter(rule, n, m, block_k, k);
   std::vector<int64_t> queries;
   for (int64_t r = 0; r < rows; ++r) {
@@ -333,7 +418,10 @@ BlockMask make_block_mask(Context& ctx, const ElementRule& rule, int64_t n, int6
       for (int64_t c = c0; c < c1; ++c) classify(c);
     } else {
       queries.clear();
-      for (int64_t s = first; s <= last; ++s) queries.push_back(q.empty() ? s : q[static_cast<size_t>(s)]);
+      for (int64_t s = first; s <= last; ++s) {
+        if (is_tiled(rule.q_tile) && !in_grid(rule, grid_coordinates(rule, s, rule.q_tile))) continue;
+        queries.push_back(q.empty() ? s : q[static_cast<size_t>(s)]);
+      }
       for (const auto& [c, pairs] : counter(queries)) {
         const int64_t keys = std::min(m, (c + 1) * block_k) - c * block_k;
         (pairs == keys * static_cast<int64_t>(queries.size()) ? full : partial).add(c);
@@ -346,7 +434,8 @@ BlockMask make_block_mask(Context& ctx, const ElementRule& rule, int64_t n, int6
   return mask;
 }
 
-PairCount count_pairs(const BlockMask& mask, int64_t batch, int64_t heads, int64_t n, int64_t m) {
+PairCount count_pairs(const BlockMask& mask, int64_t batch, int64_t heads, int64_t n, int64_t m,
+                      bool with_attended) {
   for (const BlockList* l : {&mask.full, &mask.partial, &mask.gather}) {
     require_cpu(l->count, "count_pairs");
     require_cpu(l->index, "count_pairs");
@@ -408,7 +497,7 @@ PairCount count_pairs(const BlockMask& mask, int64_t batch, int64_t heads, int64
       for (int64_t r = 0; r < rows; ++r)
         list_row(mask.gather, b, h, r, [&](int64_t t) {
           one.visited += std::min(n, (r + 1) * mask.block_q) - r * mask.block_q;
-          one.attended += attended_in(b, h, r, t, t + 1, true);
+          if (with_attended) one.attended += attended_in(b, h, r, t, t + 1, true);
         });
       return one;
     }
@@ -423,12 +512,15 @@ PairCount count_pairs(const BlockMask& mask, int64_t batch, int64_t heads, int64
         };
         list_row(mask.full, b, h, r, [&](int64_t c) {
           one.visited += area(c);
-          one.attended += refined ? attended_in(b, h, r, edges(c)[0], edges(c)[1], false) : area(c);
+          if (with_attended)
+            one.attended += refined ? attended_in(b, h, r, edges(c)[0], edges(c)[1], false) : area(c);
         });
         list_row(mask.partial, b, h, r, [&](int64_t c) {
           one.visited += area(c);
-          one.attended +=
-              rule.allows_all() && !refined ? area(c) : attended_in(b, h, r, edges(c)[0], edges(c)[1], true);
+          if (with_attended)
+            one.attended += rule.allows_all() && !refined
+                                ? area(c)
+                                : attended_in(b, h, r, edges(c)[0], edges(c)[1], true);
         });
       }
       return one;

@@ -38,6 +38,13 @@ struct ElementRule {
   /// The window is cut at the ends of the axis (of the dilation group) instead of shifted inward: queries
   /// near them see fewer keys.
   std::array<bool, 3> cut_axis{false, false, false};
+  /// Tokens of a neighbourhood that stand tile by tile in memory: extents of the tiles, or 0 on every axis
+  /// for row-major. Axis x of the grid is padded to whole tiles of each of its `dilation` groups,
+  /// x = (tile number * tile + place) * dilation + group, and tokens are numbered (groups..., tile
+  /// numbers..., places...), last fastest: a tile is contiguous. N and M count padded tokens; those beyond
+  /// the grid are seen by none, and the rows of such queries mean nothing. Not together with causal, band or
+  /// orders.
+  std::array<int64_t, 3> q_tile{0, 0, 0}, k_tile{0, 0, 0};
 
   /// segments: i32 [B or 1, N] and [B or 1, M]; only equal ids see each other.
   Tensor segment_q, segment_k;
@@ -85,16 +92,19 @@ struct KeyRange {
 KeyRange band_range(const ElementRule& rule, int64_t i, int64_t n, int64_t m);
 
 /// Builds full/partial lists of a rule (no bitmap, no segments) for an N x M problem on the context's device:
-/// exact at block granularity, time and memory linear in the number of listed blocks for causal, band and
-/// neighbourhood rules. Orders are honoured when given.
+/// exact at block granularity, memory linear in the number of listed blocks; so is the time for causal and
+/// band rules, and for neighbourhoods whose blocks are their tiles (otherwise it is linear in the keys that
+/// the blocks' windows cover). Orders are honoured when given.
 BlockMask make_block_mask(Context& ctx, const ElementRule& rule, int64_t n, int64_t m, int64_t block_q,
                           int64_t block_k, const Tensor& q_order = {}, const Tensor& k_order = {});
 
 /// Number of visited pairs at block granularity (block_q * block_k each, edges cut) and of attended pairs,
-/// summed over all batches and heads. Reads lists back: accounting only.
+/// summed over all batches and heads. Reads lists back: accounting only. Attended pairs of partial blocks are
+/// looked at one by one; without `with_attended` those of lists stay 0.
 struct PairCount {
   int64_t visited = 0, attended = 0;
 };
-PairCount count_pairs(const BlockMask& mask, int64_t batch, int64_t heads, int64_t n, int64_t m);
+PairCount count_pairs(const BlockMask& mask, int64_t batch, int64_t heads, int64_t n, int64_t m,
+                      bool with_attended = true);
 
 }  // namespace attnbench

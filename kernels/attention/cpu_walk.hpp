@@ -253,7 +253,8 @@ struct Workspace {
     take(x.add, p.a.bias.dense || p.a.bias.relative ? int64_t{kKeys} * p.lanes : 0);
     for (float** f : {&x.m, &x.l, &x.t, &x.top, &x.alpha, &x.weight, &x.slope, &x.position, &x.key_position})
       take(*f, kLanes);
-    for (int i = 0; i < p.rule.rank; ++i) take(x.axis[i], p.rule.grid[static_cast<size_t>(i)]);
+    for (int i = 0; i < p.rule.rank; ++i)
+      take(x.axis[i], padded_extent(p.rule, p.rule.k_tile, static_cast<size_t>(i)));
     // A page apart from the next thread's, and off its cache sets.
     return round_up(at, 4096) + 4096 + 256;
   }
@@ -265,8 +266,10 @@ struct Workspace {
     if (p.a.relative.keys)
       std::memset(far, 0, static_cast<size_t>((kKeys + kLanes) * p.lanes) * sizeof(float));
     if (p.relative) std::memset(none, 0, static_cast<size_t>(std::max(p.s.d, p.s.e)) * sizeof(float));
-    for (int i = 0; i < p.rule.rank; ++i)
-      std::memset(axis[i], 0, static_cast<size_t>(p.rule.grid[static_cast<size_t>(i)]) * sizeof(uint64_t));
+    for (int i = 0; i < p.rule.rank; ++i) {
+      const int64_t extent = padded_extent(p.rule, p.rule.k_tile, static_cast<size_t>(i));
+      std::memset(axis[i], 0, static_cast<size_t>(extent) * sizeof(uint64_t));
+    }
   }
 };
 
@@ -394,8 +397,9 @@ inline void fill_axes(const Plan& p, const Tile& t, Workspace& w) {
     std::fill(bits + w.axis_low[a], bits + w.axis_high[a], 0);
     int64_t low = p.rule.grid[static_cast<size_t>(a)], high = 0;
     for (int l = 0; l < t.used; ++l) {
-      const AxisWindow x =
-          axis_window(p.rule, a, grid_coordinates(p.rule, t.token[l])[static_cast<size_t>(a)]);
+      const AxisExtents at = grid_coordinates(p.rule, t.token[l], p.rule.q_tile);
+      if (!in_grid(p.rule, at)) continue;
+      const AxisWindow x = axis_window(p.rule, a, at[static_cast<size_t>(a)]);
       for (int64_t c = x.first; c < x.end; c += x.step) bits[c] |= uint64_t{1} << l;
       low = std::min(low, x.first), high = std::max(high, x.end);
     }
@@ -468,13 +472,20 @@ inline bool mask_step(const Plan& p, const Tile& t, const Workspace& w, bool wit
   }
   if (with_rule && p.rule.rank > 0) {
     const int rank = p.rule.rank;
-    const int64_t last_axis = p.rule.grid[static_cast<size_t>(rank - 1)];
-    std::array<int64_t, 3> x{};
+    const size_t last_axis = static_cast<size_t>(rank - 1);
+    // Along a row of the grid, or of a tile, only the last coordinate moves.
+    const bool tiled = is_tiled(p.rule.k_tile);
+    const int64_t run = tiled ? p.rule.k_tile[last_axis] : p.rule.grid[last_axis];
+    const int64_t stride = tiled ? p.rule.dilation[last_axis] : 1;
+    AxisExtents x{};
+    int64_t left = 0;
     for (int j = 0; j < step.keys; ++j) {
-      if (j > 0 && step.token[j] == step.token[j - 1] + 1 && x[static_cast<size_t>(rank - 1)] + 1 < last_axis)
-        ++x[static_cast<size_t>(rank - 1)];
-      else
-        x = grid_coordinates(p.rule, step.token[j]);
+      if (j > 0 && left > 0 && step.token[j] == step.token[j - 1] + 1) {
+        x[last_axis] += stride, --left;
+      } else {
+        x = grid_coordinates(p.rule, step.token[j], p.rule.k_tile);
+        left = run - 1 - (tiled ? x[last_axis] / stride % run : x[last_axis]);
+      }
       uint64_t seen = w.axis[0][x[0]];
       if (rank > 1) seen &= w.axis[1][x[1]];
       if (rank > 2) seen &= w.axis[2][x[2]];
@@ -578,7 +589,7 @@ class Walk {
         low = t_.min_low, high = std::min<int64_t>(high, t_.max_high);
         sinks = std::min<int64_t>(t_.max_sink, t_.keys);
       }
-      if (p_.rule.rank > 0) {
+      if (p_.rule.rank > 0 && !is_tiled(p_.rule.k_tile)) {
         int64_t inner = 1;
         for (int a = 1; a < p_.rule.rank; ++a) inner *= p_.rule.grid[static_cast<size_t>(a)];
         low = std::max(low, w_.axis_low[0] * inner), high = std::min(high, w_.axis_high[0] * inner);

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/attention/neighborhood.hpp"
 #include "kernels/attention/sm80.cuh"
 #include "kernels/attention/sm90.cuh"
 
@@ -43,6 +44,13 @@ DeviceRule rule_of(const ElementRule& r, bool paged, int64_t n, int64_t m) {
     x.grid[a] = static_cast<int>(r.grid[i]), x.window[a] = static_cast<int>(r.window[i]);
     x.dilation[a] = static_cast<int>(r.dilation[i]), x.stride[a] = static_cast<int>(r.stride[i]);
     x.causal_axis[a] = r.causal_axis[i], x.cut_axis[a] = r.cut_axis[i];
+    x.places[a] = static_cast<int>((r.grid[i] + r.dilation[i] - 1) / r.dilation[i]);
+    x.q_tile[a] = static_cast<int>(r.q_tile[i]), x.k_tile[a] = static_cast<int>(r.k_tile[i]);
+    if (is_tiled(r.q_tile)) x.q_tiles[a] = static_cast<int>(tiles_on_axis(r, r.q_tile, i));
+    if (is_tiled(r.k_tile)) {
+      x.k_tiles[a] = static_cast<int>(tiles_on_axis(r, r.k_tile, i));
+      x.places[a] = x.k_tiles[a] * x.k_tile[a];
+    }
   }
   if (r.segment_q) {
     x.segment_q = r.segment_q.data<int32_t>(), x.segment_k = r.segment_k.data<int32_t>();

@@ -46,6 +46,9 @@ struct DeviceRule {
   int rank = 0;
   int grid[3] = {1, 1, 1}, window[3] = {1, 1, 1}, dilation[3] = {1, 1, 1}, stride[3] = {1, 1, 1};
   bool causal_axis[3] = {false, false, false}, cut_axis[3] = {false, false, false};
+  int places[3] = {1, 1, 1};                         ///< of a dilation group, padding included: see axis_run
+  int q_tile[3] = {0, 0, 0}, k_tile[3] = {0, 0, 0};  ///< 0: row-major
+  int q_tiles[3] = {1, 1, 1}, k_tiles[3] = {1, 1, 1};  ///< on an axis, of one dilation group
   const int32_t *segment_q = nullptr, *segment_k = nullptr;
   int64_t segment_q_b = 0, segment_q_x = 0, segment_k_b = 0, segment_k_x = 0;
   const uint8_t* bitmap = nullptr;
@@ -148,14 +151,34 @@ __device__ inline int64_t key_row(const Params& p, const View4& v, int64_t b, in
   return page * v.b + kv_head * v.h + j % p.page_size * v.n;
 }
 
+/// Coordinates of a token (see ElementRule::q_tile); beyond the grid on some axis when it is padding.
+__device__ inline void coordinates(const DeviceRule& r, int token, const int (&tile)[3],
+                                   const int (&tiles)[3], int (&x)[3]) {
+  if (tile[0] == 0) {
+#pragma unroll
+    for (int a = 2; a >= 0; --a)
+      if (a < r.rank) x[a] = token % r.grid[a], token /= r.grid[a];
+    return;
+  }
+#pragma unroll
+  for (int a = 2; a >= 0; --a)
+    if (a < r.rank) x[a] = token % tile[a], token /= tile[a];
+#pragma unroll
+  for (int a = 2; a >= 0; --a)
+    if (a < r.rank) x[a] += token % tiles[a] * tile[a], token /= tiles[a];
+#pragma unroll
+  for (int a = 2; a >= 0; --a)
+    if (a < r.rank) x[a] = x[a] * r.dilation[a] + token % r.dilation[a], token /= r.dilation[a];
+}
+
 /// One axis of the neighbourhood around coordinate x, in dilation-group order: coordinate y stands at place
-/// (y mod d) * ceil(L / d) + y / d, where the window is one run, [low, low + length).
+/// (y mod d) * places + y / d, where the window is one run, [low, low + length).
 struct AxisRun {
   int low, length;
 };
 __device__ inline int axis_place(const DeviceRule& r, int a, int y) {
   const int d = r.dilation[a];
-  return d == 1 ? y : y % d * ((r.grid[a] + d - 1) / d) + y / d;
+  return d == 1 ? y : y % d * r.places[a] + y / d;
 }
 __device__ inline AxisRun axis_run(const DeviceRule& r, int a, int x) {
   const int w = r.window[a], d = r.dilation[a], s = r.stride[a];
@@ -170,13 +193,13 @@ __device__ inline AxisRun axis_run(const DeviceRule& r, int a, int x) {
     if (!r.cut_axis[a]) begin = min(begin, max(size - w, 0));
     end = min((r.cut_axis[a] ? begin : max(begin, 0)) + w, size), begin = max(begin, 0);
   }
-  return {g * ((r.grid[a] + d - 1) / d) + begin, max(end - begin, 0)};
+  return {g * r.places[a] + begin, max(end - begin, 0)};
 }
 /// Coordinates [first, end) of axis a that hold the window of x, dilated or not.
 __device__ inline void axis_hull(const DeviceRule& r, int a, int x, int& first, int& end) {
-  const int d = r.dilation[a], g = x % d, groups = (r.grid[a] + d - 1) / d;
+  const int d = r.dilation[a], g = x % d;
   const AxisRun run = axis_run(r, a, x);
-  const int begin = run.low - g * groups;
+  const int begin = run.low - g * r.places[a];
   first = begin * d + g;
   end = run.length > 0 ? (begin + run.length - 1) * d + g + 1 : first;
 }
@@ -198,12 +221,14 @@ __device__ inline bool rule_sees(const Params& p, int64_t offset, int64_t b, int
       ((r.left >= 0 && j < centre - r.left) || (r.right >= 0 && j > centre + r.right)))
     return false;
   if (r.rank > 0) {
-    int x = static_cast<int>(i), y = static_cast<int>(j);
-    for (int a = r.rank - 1; a >= 0; --a) {
-      const AxisRun run = axis_run(r, a, x % r.grid[a]);
-      const int place = axis_place(r, a, y % r.grid[a]) - run.low;
+    int x[3], y[3];
+    coordinates(r, static_cast<int>(i), r.q_tile, r.q_tiles, x);
+    coordinates(r, static_cast<int>(j), r.k_tile, r.k_tiles, y);
+    for (int a = 0; a < r.rank; ++a) {
+      if (x[a] >= r.grid[a]) return false;
+      const AxisRun run = axis_run(r, a, x[a]);
+      const int place = axis_place(r, a, y[a]) - run.low;
       if (place < 0 || place >= run.length) return false;
-      x /= r.grid[a], y /= r.grid[a];
     }
   }
   if (r.segment_q && segment_of_query(p, b, i) != segment_of_key(p, b, j)) return false;

@@ -38,21 +38,27 @@ __device__ inline RowLimits row_limits(const Params& p, int64_t b, int head, int
     sink = min(rule.sinks, row_high);
     if (rule.causal) sink = max(int64_t{0}, min(sink, centre + 1));
   }
-  int rest = i, inner = 1;
+  if (Neighbourhoods && rule.rank > 0) {
+    int at[3] = {}, inner = 1;
+    coordinates(rule, i, rule.q_tile, rule.q_tiles, at);
 #pragma unroll
-  for (int a = 2; a >= 0; --a)
-    if (Neighbourhoods && a < rule.rank) {
-      const int at = rest % rule.grid[a];
-      const AxisRun run = axis_run(rule, a, at);
-      x.place[a] = run.low, x.length[a] = run.length;
-      if (a == 0) {
-        int first, end;
-        axis_hull(rule, 0, at, first, end);
-        low = max(low, static_cast<int64_t>(first) * inner),
-        high = min(high, static_cast<int64_t>(end) * inner);
+    for (int a = 2; a >= 0; --a)
+      if (a < rule.rank) {
+        if (at[a] >= rule.grid[a]) {  // padding
+          low = high = 0;
+          continue;
+        }
+        const AxisRun run = axis_run(rule, a, at[a]);
+        x.place[a] = run.low, x.length[a] = run.length;
+        if (a == 0 && rule.k_tile[0] == 0) {  // keys follow each other along the outermost axis
+          int first, end;
+          axis_hull(rule, 0, at[0], first, end);
+          low = max(low, static_cast<int64_t>(first) * inner),
+          high = min(high, static_cast<int64_t>(end) * inner);
+        }
+        inner *= rule.grid[a];
       }
-      rest /= rule.grid[a], inner *= rule.grid[a];
-    }
+  }
   low = max(low, row_low), high = min(high, row_high);
   if (low >= high) low = high = 0;
   if (row_low >= row_high) row_low = row_high = sink = 0;

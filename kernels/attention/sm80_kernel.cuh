@@ -182,11 +182,12 @@ __device__ __forceinline__ void describe_keys(const Params& p, const Work& w, co
   info.slot[row] = places.slot[row];
   if (token < 0) return;
   if (p.rule.segment_k) info.segment[row] = static_cast<int>(segment_of_key(p, w.b, token));
-  int rest = token;
-  for (int a = p.rule.rank - 1; a >= 0; --a) {
-    info.place[a][row] = axis_place(p.rule, a, rest % p.rule.grid[a]);
-    rest /= p.rule.grid[a];
-  }
+  if (p.rule.rank == 0) return;
+  int x[3];
+  coordinates(p.rule, token, p.rule.k_tile, p.rule.k_tiles, x);
+#pragma unroll
+  for (int a = 0; a < 3; ++a)
+    if (a < p.rule.rank) info.place[a][row] = axis_place(p.rule, a, x[a]);
 }
 
 /// What row r of the tile may see.

@@ -346,22 +346,24 @@ template <class Shared>
 __device__ void tabulate_places(const Params& p, Shared& shared, int word, int begin) {
   const int lane = threadIdx.x % 32;
   const int token = begin + lane;
-  int rest = min(token, static_cast<int>(p.m) - 1);
-  for (int a = p.rule.rank - 1; a >= 0; --a) {
-    const int place = axis_place(p.rule, a, rest % p.rule.grid[a]);
-    rest /= p.rule.grid[a];
+  int x[3] = {};
+  coordinates(p.rule, min(token, static_cast<int>(p.m) - 1), p.rule.k_tile, p.rule.k_tiles, x);
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    if (a >= p.rule.rank) break;
+    const int place = axis_place(p.rule, a, x[a]);
     const int first = __reduce_min_sync(kAllLanes, place);
     const int span = __reduce_max_sync(kAllLanes, place) - first + 1;
     if (lane == 0) shared.first[a][word] = first, shared.span[a][word] = span;
     if (span > kSpan) continue;
-    for (int x = 0; x <= span; x += 32) {
+    for (int from = 0; from <= span; from += 32) {
       uint32_t mine = 0;
-      const int end = min(span - x, 31);
+      const int end = min(span - from, 31);
       for (int i = 0; i <= end; ++i) {
-        const uint32_t bits = __ballot_sync(kAllLanes, place < first + x + i);
+        const uint32_t bits = __ballot_sync(kAllLanes, place < first + from + i);
         if (lane == i) mine = bits;
       }
-      if (lane <= end) shared.below[a][word][x + lane] = mine;
+      if (lane <= end) shared.below[a][word][from + lane] = mine;
     }
   }
 }
@@ -385,11 +387,11 @@ __device__ uint32_t visible_word(const Params& p, const Shared& shared, const Wa
         const int high = min(max(x.place[a] + x.length[a] - first, 0), span);
         bits &= shared.below[a][word][high] & ~shared.below[a][word][low];
       } else {
-        int inner = 1;
-        for (int i = rule.rank - 1; i > a; --i) inner *= rule.grid[i];
         for (uint32_t left = bits; left; left &= left - 1) {
           const int i = __ffs(left) - 1;
-          const int place = axis_place(rule, a, (begin + i) / inner % rule.grid[a]);
+          int at[3];
+          coordinates(rule, begin + i, rule.k_tile, rule.k_tiles, at);
+          const int place = axis_place(rule, a, at[a]);
           if (place < x.place[a] || place >= x.place[a] + x.length[a]) bits &= ~(1u << i);
         }
       }

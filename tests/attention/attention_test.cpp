@@ -66,6 +66,48 @@ TEST_CASE("random mixtures of every feature agree with double precision on every
   }
 }
 
+TEST_CASE("lists of tiled neighbourhoods are exact, whether blocks are tiles or not") {
+  Context ctx(cpu_backend(), 1);
+  int64_t listed_blocks = 0, full_blocks = 0;
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    Random r(seed);
+    Case c;
+    Sizes s;
+    std::string text;
+    random_neighbourhood(c, r, s, text);
+    do random_tiles(c, r, s, text);
+    while (c.mask.rule.q_tile[0] == 0 || c.mask.rule.k_tile[0] == 0);
+    const ElementRule& rule = c.mask.rule;
+    int64_t block_q = 1, block_k = 1;
+    for (size_t a = 0; a < static_cast<size_t>(rule.rank); ++a)
+      block_q *= rule.q_tile[a], block_k *= rule.k_tile[a];
+    if (seed % 4 == 0) ++block_q;  // and so blocks are no tiles
+    if (seed % 4 == 1) ++block_k;
+    const BlockMask mask = make_block_mask(ctx, rule, s.n, s.m, block_q, block_k);
+    // A block is listed when it has a pair, and full when no pair of a real query is missing.
+    for (int64_t row = 0; row * block_q < s.n; ++row)
+      for (int64_t column = 0; column * block_k < s.m; ++column) {
+        int64_t seen = 0, missing = 0;
+        for (int64_t i = row * block_q; i < std::min(s.n, (row + 1) * block_q); ++i) {
+          const auto at = place_on_grid(rule, rule.q_tile, i);
+          bool real = true;
+          for (size_t a = 0; a < at.size() && a < static_cast<size_t>(rule.rank); ++a)
+            real &= at[a] < rule.grid[a];
+          for (int64_t j = column * block_k; real && j < std::min(s.m, (column + 1) * block_k); ++j)
+            ++(rule_lets(rule, 0, 0, 1, 1, i, j, i, j, s.n, s.m) ? seen : missing);
+        }
+        const bool full = listed(mask.full, 0, 0, 1, 1, row, column),
+                   partial = listed(mask.partial, 0, 0, 1, 1, row, column);
+        listed_blocks += full || partial, full_blocks += full;
+        if (full != (seen > 0 && missing == 0) || partial != (seen > 0 && missing > 0))
+          FAIL_CHECK("seed " << seed << ":" << text << ", block " << row << " " << column << ": full " << full
+                             << ", partial " << partial << ", sees " << seen << ", misses " << missing);
+      }
+  }
+  CHECK(full_blocks > 500);  // the sample is no empty one
+  CHECK(listed_blocks > 4 * full_blocks / 3);
+}
+
 TEST_CASE("two causal heads by hand") {
   // q = 0: every score is 0, so each row is the mean of the values it sees.
   Context ctx(cpu_backend(), 1);

@@ -150,8 +150,9 @@ inline void random_gather(Case& c, Context& ctx, Random& r, const Sizes& s) {
 }
 inline void random_rule(Case& c, Context& ctx, Random& r, Sizes& s, std::string& text) {
   ElementRule& rule = c.mask.rule;
-  if (r.chance(0.4)) rule.causal = true, text += " causal";
-  if (r.chance(0.3)) {
+  const bool tiled = rule.q_tile[0] > 0 || rule.k_tile[0] > 0;
+  if (!tiled && r.chance(0.4)) rule.causal = true, text += " causal";
+  if (!tiled && r.chance(0.3)) {
     rule.band = true;
     rule.left = r.integer(-1, s.m), rule.right = r.chance(0.5) ? r.integer(-1, 20) : r.integer(-1, s.m);
     rule.sinks = r.chance(0.5) ? r.integer(0, 5) : 0;
@@ -202,6 +203,30 @@ inline void random_neighbourhood(Case& c, Random& r, Sizes& s, std::string& text
   }
   s.m = s.n;
 }
+inline int64_t padded_tokens_of(const ElementRule& rule, const std::array<int64_t, 3>& tile) {
+  int64_t tokens = 1;
+  for (int a = 0; a < rule.rank; ++a) {
+    const auto i = static_cast<size_t>(a);
+    const int64_t step = tile[i] * rule.dilation[i];
+    tokens *= (rule.grid[i] + step - 1) / step * step;
+  }
+  return tokens;
+}
+/// Stores the tokens of a neighbourhood tile by tile, on one side or both.
+inline void random_tiles(Case& c, Random& r, Sizes& s, std::string& text) {
+  ElementRule& rule = c.mask.rule;
+  const int sides = static_cast<int>(r.integer(1, 3));
+  for (int side = 1; side <= 2; ++side) {
+    if (!(sides & side)) continue;
+    std::array<int64_t, 3>& tile = side == 1 ? rule.q_tile : rule.k_tile;
+    text += side == 1 ? " q tiles" : " k tiles";
+    for (int a = 0; a < rule.rank; ++a) {
+      tile[static_cast<size_t>(a)] = r.integer(1, rule.rank == 1 ? 40 : 5);
+      text += " " + std::to_string(tile[static_cast<size_t>(a)]);
+    }
+    (side == 1 ? s.n : s.m) = padded_tokens_of(rule, tile);
+  }
+}
 inline Tensor random_order(Context& ctx, Random& r, int64_t length) {
   std::vector<int32_t> v(static_cast<size_t>(length));
   for (size_t i = 0; i < v.size(); ++i) v[i] = static_cast<int32_t>(i);
@@ -225,7 +250,11 @@ inline void random_case(Case& c, Context& ctx, uint64_t seed) {
   std::string& text = c.text;
   text = "seed " + std::to_string(seed) + ":";
   const bool masked = kind >= 2;
-  if (masked && r.chance(0.2)) random_neighbourhood(c, r, s, text);
+  if (masked && r.chance(0.2)) {
+    random_neighbourhood(c, r, s, text);
+    if (r.chance(0.5)) random_tiles(c, r, s, text);
+  }
+  const bool tiled = c.mask.rule.q_tile[0] > 0 || c.mask.rule.k_tile[0] > 0;
   const float logit = r.chance(0.1) ? 30.0f : 1.0f;
   base_case(c, ctx, r, s, r.chance(0.6), r.chance(0.5), logit);
   AttentionArgs& a = c.args;
@@ -239,8 +268,8 @@ inline void random_case(Case& c, Context& ctx, uint64_t seed) {
     }
     if (kind == 7) random_gather(c, ctx, r, s), text += " gather";
     if (kind < 4 && r.chance(0.5)) c.mask.block_q = r.integer(1, 70), c.mask.block_k = r.integer(1, 70);
-    if (r.chance(0.2)) c.mask.q_order = random_order(ctx, r, s.n), text += " q_order";
-    if (r.chance(0.2)) c.mask.k_order = random_order(ctx, r, s.m), text += " k_order";
+    if (!tiled && r.chance(0.2)) c.mask.q_order = random_order(ctx, r, s.n), text += " q_order";
+    if (!tiled && r.chance(0.2)) c.mask.k_order = random_order(ctx, r, s.m), text += " k_order";
     if (r.chance(0.15)) {
       const int64_t gb = r.chance(0.5) ? 1 : s.b, gh = r.chance(0.5) ? 1 : r.chance(0.5) ? s.hkv : s.h;
       std::vector<int32_t> begin, end;

@@ -195,18 +195,27 @@ TEST_CASE("built lists of causal, band and neighbourhood rules in 64 and 128 tok
   Random r(11);
   for (DType dtype : {DType::bf16, DType::f32})
     for (int64_t block : {64, 128})
-      for (int kind = 0; kind < 4; ++kind) {
+      for (int kind = 0; kind < 6; ++kind) {
         Case c;
         ElementRule rule;
-        int64_t n = 300;
+        int64_t n = 300, m = 0;
         if (kind == 0) rule.causal = true;
         if (kind == 1) rule.causal = rule.band = true, rule.left = 100, rule.sinks = 5;
         if (kind == 2) n = 18 * 17, rule.rank = 2, rule.grid = {18, 17, 1}, rule.window = {5, 7, 1};
         if (kind == 3)
           n = 7 * 6 * 8, rule.rank = 3, rule.grid = {7, 6, 8}, rule.window = {3, 3, 2},
           rule.dilation = {2, 1, 3}, rule.causal_axis = {true, false, false}, rule.stride = {1, 2, 1};
-        base_case(c, host, r, {2, 4, 2, n, n, 64, 64, dtype}, true, true);
-        c.mask = make_block_mask(host, rule, n, n, block, block);
+        // Tile by tile, tiles as blocks, on grids that they do not divide.
+        if (kind == 4)
+          rule.rank = 2, rule.grid = {19, 21, 1}, rule.window = {7, 9, 1}, rule.stride = {3, 1, 1},
+          rule.q_tile = {block / 8, 8, 0}, rule.k_tile = {8, block / 8, 0};
+        if (kind == 5)
+          rule.rank = 3, rule.grid = {6, 8, 29}, rule.window = {3, 6, 5}, rule.dilation = {1, 1, 2},
+          rule.causal_axis = {true, false, false}, rule.q_tile = rule.k_tile = {4, 8, block / 32};
+        if (kind >= 4) n = padded_tokens_of(rule, rule.q_tile), m = padded_tokens_of(rule, rule.k_tile);
+        if (m == 0) m = n;
+        base_case(c, host, r, {2, 4, 2, n, m, 64, 64, dtype}, true, true);
+        c.mask = make_block_mask(host, rule, n, m, block, block);
         c.args.mask = &c.mask;
         add_masses(c, host, true, true);
         run_all(gpu, c.args, "kind " + std::to_string(kind) + " block " + std::to_string(block));

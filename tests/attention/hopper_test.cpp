@@ -79,6 +79,7 @@ HopperCase hopper_case(Context& host, uint64_t seed) {
       }
       s.m = s.n;
     }
+    if (r.chance(0.6)) random_tiles(scratch, r, s, c.text);
   }
   if (kind >= 3) random_rule(scratch, host, r, s, c.text);
   c.mask = scratch.mask;

@@ -2,6 +2,7 @@
 // reads written out as a predicate. Shares no code with the operator: its own window arithmetic, its own list
 // walking. For tests only.
 #pragma once
+#include <array>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -33,6 +34,27 @@ inline double element(const Tensor& t, std::initializer_list<int64_t> at) {
 /// The index of a group axis: 1 for all, or one entry a group of heads (or batches).
 inline int64_t pick(int64_t extent, int64_t index, int64_t total) { return index * extent / total; }
 
+/// Coordinates of a token: row-major, or the digits (groups, tile numbers, places) of a tiled numbering.
+inline std::vector<int64_t> place_on_grid(const ElementRule& r, const std::array<int64_t, 3>& tile,
+                                          int64_t token) {
+  std::vector<int64_t> radix, digit;
+  for (size_t a = 0; a < static_cast<size_t>(r.rank); ++a)
+    radix.push_back(tile[0] == 0 ? r.grid[a] : r.dilation[a]);
+  for (size_t a = 0; tile[0] > 0 && a < static_cast<size_t>(r.rank); ++a) {
+    int64_t tiles = 0;
+    while (tiles * tile[a] * r.dilation[a] < r.grid[a]) ++tiles;
+    radix.push_back(tiles);
+  }
+  for (size_t a = 0; tile[0] > 0 && a < static_cast<size_t>(r.rank); ++a) radix.push_back(tile[a]);
+  digit.resize(radix.size());
+  for (size_t x = radix.size(); x-- > 0; token /= radix[x]) digit[x] = token % radix[x];
+  const size_t rank = static_cast<size_t>(r.rank);
+  if (tile[0] > 0)
+    for (size_t a = 0; a < rank; ++a)
+      digit[a] += r.dilation[a] * (digit[rank + a] * tile[a] + digit[2 * rank + a]);
+  return digit;
+}
+
 /// Does the element rule let token i see token j? `si`, `sj` are their slots (bitmaps speak of slots).
 inline bool rule_lets(const ElementRule& r, int64_t b, int64_t h, int64_t batch, int64_t heads, int64_t i,
                       int64_t j, int64_t si, int64_t sj, int64_t n, int64_t m) {
@@ -43,11 +65,12 @@ inline bool rule_lets(const ElementRule& r, int64_t b, int64_t h, int64_t batch,
     if (r.right >= 0 && j > i + off + r.right) return false;
   }
   // Neighbourhood: list the window of each axis member by member.
-  int64_t ri = i, rj = j;
+  const std::vector<int64_t> at_i = place_on_grid(r, r.q_tile, i), at_j = place_on_grid(r, r.k_tile, j);
+  for (int a = r.rank - 1; a >= 0; --a)
+    if (at_i[static_cast<size_t>(a)] >= r.grid[static_cast<size_t>(a)]) return false;
   for (int a = r.rank - 1; a >= 0; --a) {
     const auto A = static_cast<size_t>(a);
-    const int64_t L = r.grid[A], xi = ri % L, xj = rj % L;
-    ri /= L, rj /= L;
+    const int64_t L = r.grid[A], xi = at_i[A], xj = at_j[A];
     std::vector<int64_t> group;  // coordinates of the query's dilation group
     int64_t me = -1;
     for (int64_t x = xi % r.dilation[A]; x < L; x += r.dilation[A]) {
