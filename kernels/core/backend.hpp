@@ -21,6 +21,12 @@
 #define ATTNBENCH_OPERATORS(X)                                                     \
   X(attention, AttentionArgs)               /* kernels/attention/attention.hpp */  \
   X(library_attention, AttentionArgs)       /* kernels/attention/attention.hpp */  \
+  X(merge_attention, MergeAttentionArgs)    /* kernels/attention/merge.hpp */      \
+  X(neighborhood_scores, NeighborhoodScoresArgs) /* kernels/neighborhood/neighborhood.hpp */ \
+  X(neighborhood_values, NeighborhoodValuesArgs) /* kernels/neighborhood/neighborhood.hpp */ \
+  X(reweigh_attention, ReweighAttentionArgs) /* kernels/attention/reweigh.hpp */   \
+  X(reweigh_map, ReweighMapArgs)            /* kernels/attention/reweigh.hpp */    \
+  X(solve_spd, SolveSpdArgs)                /* kernels/solve/solve.hpp */          \
   X(gemm, GemmArgs)                         /* kernels/gemm/gemm.hpp */            \
   X(avg_pool2d, AvgPool2dArgs)              /* kernels/pool/pool.hpp */            \
   X(pool2d, Pool2dArgs)                     /* kernels/pool/pool.hpp */            \
