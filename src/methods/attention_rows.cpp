@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "kernels/attention/neighborhood.hpp"
 #include "kernels/layout/layout.hpp"
 
 namespace attnbench {
@@ -64,8 +65,10 @@ class HostMask {
       token_rules_.push_back(rule);
     }
     lists_ = mask_.full || mask_.partial;
-    closed_form_ = !lists_ && !mask_.gather && !mask_.key_valid && mask_.rule.rank == 0 &&
-                   !mask_.rule.segment_q && !mask_.rule.bitmap;
+    const ElementRule& r = mask_.rule;
+    const bool plain_grid =
+        r.rank == 0 || (!r.causal && !r.band && !is_tiled(r.q_tile) && !is_tiled(r.k_tile));
+    closed_form_ = !lists_ && !mask_.gather && !mask_.key_valid && plain_grid && !r.segment_q && !r.bitmap;
   }
 
   /// True when every batch (head) sees the same keys.
@@ -188,9 +191,12 @@ class HostMask {
            (!mask_.key_valid || mask_.key_valid.data<uint8_t>()[b * m_ + j] != 0);
   }
 
-  /// band_intervals cut to the row's range.
+  /// The rule's intervals cut to the row's range.
   void clipped(int64_t b, int64_t h, int64_t i, Intervals& out) const {
-    band_intervals(token_rule(b), i, n_, m_, out);
+    if (token_rule(b).rank > 0)
+      neighborhood_intervals(token_rule(b), i, out);
+    else
+      band_intervals(token_rule(b), i, n_, m_, out);
     const Interval r = row_range(b, h, i);
     for (Interval& v : out) v = {std::max(v.begin, r.begin), std::min(v.end, r.end)};
     std::erase_if(out, [](const Interval& v) { return v.begin >= v.end; });
@@ -247,6 +253,28 @@ void band_intervals(const ElementRule& rule, int64_t i, int64_t queries, int64_t
   }
 }
 
+void neighborhood_intervals(const ElementRule& rule, int64_t i, Intervals& out) {
+  const AxisExtents at = grid_coordinates(rule, i, {0, 0, 0});
+  AxisWindow w[3] = {{0, 1, 1}, {0, 1, 1}, {0, 1, 1}};
+  // Ranks below 3 have axes of one coordinate in front.
+  const size_t missing = static_cast<size_t>(3 - rule.rank);
+  AxisExtents grid{1, 1, 1};
+  for (size_t a = 0; a < static_cast<size_t>(rule.rank); ++a)
+    w[missing + a] = axis_window(rule, static_cast<int>(a), at[a]), grid[missing + a] = rule.grid[a];
+  out.clear();
+  for (int64_t x = w[0].first; x < w[0].end; x += w[0].step)
+    for (int64_t y = w[1].first; y < w[1].end; y += w[1].step) {
+      const int64_t row = (x * grid[1] + y) * grid[2];
+      const int64_t run = w[2].step == 1 ? w[2].end - w[2].first : 1;
+      for (int64_t z = w[2].first; z < w[2].end; z += std::max(run, w[2].step)) {
+        if (!out.empty() && out.back().end == row + z)
+          out.back().end += run;
+        else
+          out.push_back({row + z, row + z + run});
+      }
+    }
+}
+
 int64_t band_pair_count(const ElementRule& rule, int64_t queries, int64_t keys) {
   int64_t pairs = 0;
   Intervals row;
@@ -272,6 +300,11 @@ PairSet rule_pairs(const ElementRule& rule, int64_t batch, int64_t heads, int64_
     set.row = [rule, queries, keys](int64_t, int64_t, int64_t i, Intervals& out) {
       band_intervals(rule, i, queries, keys, out);
     };
+    return set;
+  }
+  if (rule.rank > 0 && !rule.causal && !rule.band && !rule.segment_q && !rule.bitmap &&
+      !is_tiled(rule.q_tile) && !is_tiled(rule.k_tile)) {
+    set.row = [rule](int64_t, int64_t, int64_t i, Intervals& out) { neighborhood_intervals(rule, i, out); };
     return set;
   }
   set.row = [rule, queries, keys](int64_t b, int64_t h, int64_t i, Intervals& out) {

@@ -22,14 +22,19 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
 /// counted from the mask (and from -inf in a dense bias), a sink logit is not a key.
 RowStats attention_row_stats(Context& ctx, const AttentionArgs& args);
 
-/// The dependencies that a rule describes: dense, causal, band with sinks in closed form, other rules key by
-/// key. `grid` is what distances are measured on; empty: a sequence. The rule must be on the host.
+/// The dependencies that a rule describes: dense, causal, band with sinks and neighbourhoods of row-major
+/// tokens in closed form, other rules key by key. `grid` is what distances are measured on; empty: a
+/// sequence. The rule must be on the host.
 PairSet rule_pairs(const ElementRule& rule, int64_t batch, int64_t heads, int64_t queries, int64_t keys,
                    std::vector<int64_t> grid = {});
 
 /// Keys visible to query token i by the causal and band parts alone, sinks included: sorted, disjoint,
 /// non-empty.
 void band_intervals(const ElementRule& rule, int64_t i, int64_t queries, int64_t keys, Intervals& out);
+
+/// Keys of query token i in a neighbourhood of row-major tokens, the rule's other parts apart: sorted,
+/// disjoint, non-empty.
+void neighborhood_intervals(const ElementRule& rule, int64_t i, Intervals& out);
 
 /// Sum of band_intervals' lengths over all queries: the pairs of one head.
 int64_t band_pair_count(const ElementRule& rule, int64_t queries, int64_t keys);

@@ -108,6 +108,10 @@ std::string check(const ParamSpec& s, Value& v) {
         return "a list" + words + " is wanted, not " + v.str();
       }
       for (const Value& e : v.as_list()) {
+        if (s.flags) {
+          if (!e.is_bool()) return "a list of true and false is wanted, not " + v.str();
+          continue;
+        }
         const Value::List one{e};
         for (const Value& x : s.nested&& e.is_list() ? e.as_list() : one) {
           if (!x.is_number())

@@ -20,6 +20,7 @@ struct ParamSpec {
   std::string meaning;
   std::optional<double> min, max;    ///< inclusive, for integer and number (and list elements)
   std::vector<std::string> choices;  ///< for choice; for list, integer: words that may stand instead of one
+  bool flags = false;     ///< for list: elements are true and false, not numbers
   bool nested = false;    ///< for list: elements may be lists of numbers themselves ("[[12, 3], [13, 4]]")
   bool of_words = false;  ///< for list: elements are words of `choices`, each at most once
   bool nullable = false;  ///< null is a value ("qk_scale: null")
