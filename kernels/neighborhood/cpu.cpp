@@ -142,19 +142,53 @@ void each_column(const Grid& g, const DenseTile& t, const AxisWindow (&w)[3], F&
 }
 
 /// c [m, n] = alpha a b (b transposed or not), all packed f32 rows.
-void product(const float* a, const float* b, float* c, int64_t m, int64_t n, int64_t k, bool tb, float alpha,
-             std::vector<float>& panels, std::vector<float>& work) {
-  GemmProduct p{};
-  p.dtype = DType::f32, p.m = m, p.n = n, p.k = k;
-  p.a = a, p.b = b, p.c = c;
-  p.lda = k, p.ldb = tb ? k : n, p.ldc = n, p.tb = tb;
-  p.alpha = alpha, p.activation = Activation::none;
-  const GemmTile tile = ATTNBENCH_BEST(gemm_tile)();
-  panels.resize(static_cast<size_t>((n + tile.columns - 1) / tile.columns * tile.columns * k));
-  work.resize(static_cast<size_t>(ATTNBENCH_BEST(gemm_workspace)(m, k)));
-  ATTNBENCH_BEST(gemm_pack_b)(p, 0, n, panels.data());
-  ATTNBENCH_BEST(gemm_block)(p, 0, m, 0, n, panels.data(), work.data());
-}
+struct Product {
+  int64_t m, n, k;
+  bool b_transposed;
+  float alpha;
+  int64_t panels() const {
+    const GemmTile tile = ATTNBENCH_BEST(gemm_tile)();
+    return (n + tile.columns - 1) / tile.columns * tile.columns * k;
+  }
+  int64_t workspace() const { return ATTNBENCH_BEST(gemm_workspace)(m, k); }
+  void operator()(const float* a, const float* b, float* c, float* panels, float* work) const {
+    GemmProduct p{};
+    p.dtype = DType::f32, p.m = m, p.n = n, p.k = k;
+    p.a = a, p.b = b, p.c = c;
+    p.lda = k, p.ldb = b_transposed ? k : n, p.ldc = n, p.tb = b_transposed;
+    p.alpha = alpha, p.activation = Activation::none;
+    ATTNBENCH_BEST(gemm_pack_b)(p, 0, n, panels);
+    ATTNBENCH_BEST(gemm_block)(p, 0, m, 0, n, panels, work);
+  }
+};
+
+/// Every thread's f32 memory for the largest tile: queries [Q, D], keys [K, D], a product [Q, K] and what
+/// packing takes.
+class TileSpace {
+ public:
+  TileSpace(Context& ctx, const std::vector<DenseTile>& tiles, int64_t d, bool product, bool values) {
+    int64_t queries = 1, keys = 1;
+    for (const DenseTile& t : tiles)
+      queries = std::max(queries, t.query_count()), keys = std::max(keys, t.key_count());
+    const Product largest = values ? Product{queries, d, keys, false, 1} : Product{queries, keys, d, true, 1};
+    const auto room = [](int64_t floats) { return (floats + 15) / 16 * 16; };
+    at_[1] = room(queries * d), at_[2] = at_[1] + room(keys * d);
+    at_[3] = at_[2] + (product ? room(queries * keys) : 0);
+    at_[4] = at_[3] + (product ? room(largest.panels()) : 0);
+    stride_ = at_[4] + (product ? room(largest.workspace()) : 0) + 16;
+    memory_ = ctx.allocate(DType::f32, {ctx.threads(), stride_});
+  }
+  float* queries() const { return part(0); }
+  float* keys() const { return part(1); }
+  float* product() const { return part(2); }
+  float* panels() const { return part(3); }
+  float* work() const { return part(4); }
+
+ private:
+  float* part(int i) const { return memory_.data<float>() + thread_index() * stride_ + at_[i]; }
+  Tensor memory_;
+  int64_t at_[5] = {}, stride_ = 0;
+};
 
 void naive_scores(Context& ctx, const NeighborhoodScoresArgs& args) {
   const Grid g(args.rule);
@@ -205,33 +239,30 @@ void tile_scores(Context& ctx, const NeighborhoodScoresArgs& args, int64_t side,
   const std::vector<DenseTile> tiles = dense_tiles(g, side);
   const auto count = static_cast<int64_t>(tiles.size());
   const Rows out(args.a);
+  const TileSpace space(ctx, tiles, d, dense, false);
   parallel_items(ctx.threads(), args.q.dim(0) * heads * count, [&](int64_t item) {
     const DenseTile& t = tiles[static_cast<size_t>(item % count)];
     const int64_t h = item / count % heads, b = item / count / heads;
     const int64_t queries = t.query_count(), keys = t.key_count();
-    static thread_local std::vector<float> kq, kk, s, panels, work;
-    kq.resize(static_cast<size_t>(queries * d)), kk.resize(static_cast<size_t>(keys * d));
+    float *kq = space.queries(), *kk = space.keys(), *s = space.product();
     each_token(g, t.queries, [&](int64_t i, const AxisExtents&, int64_t token) {
-      widen(dtype, q.at(b, h, token), d, kq.data() + i * d);
+      widen(dtype, q.at(b, h, token), d, kq + i * d);
     });
     each_token(g, t.keys, [&](int64_t j, const AxisExtents&, int64_t token) {
-      widen(dtype, k.at(b, h / group, token), d, kk.data() + j * d);
+      widen(dtype, k.at(b, h / group, token), d, kk + j * d);
     });
-    if (dense) {
-      s.resize(static_cast<size_t>(queries * keys));
-      product(kq.data(), kk.data(), s.data(), queries, keys, d, true, args.scale, panels, work);
-    }
+    if (dense) Product{queries, keys, d, true, args.scale}(kq, kk, s, space.panels(), space.work());
     std::vector<const void*> rows(static_cast<size_t>(w));
     each_token(g, t.queries, [&](int64_t i, const AxisExtents& at, int64_t token) {
       const AxisWindow window[3] = {g.at(0, at[0]), g.at(1, at[1]), g.at(2, at[2])};
       float* row = out.floats(b, h, token);
       each_column(g, t, window, [&](int64_t entry, int64_t column) {
         if (dense)
-          row[entry] = s[static_cast<size_t>(i * keys + column)];
+          row[entry] = s[i * keys + column];
         else
-          rows[static_cast<size_t>(entry)] = kk.data() + column * d;
+          rows[static_cast<size_t>(entry)] = kk + column * d;
       });
-      if (!dense) dots(DType::f32, kq.data() + i * d, rows.data(), w, d, args.scale, row);
+      if (!dense) dots(DType::f32, kq + i * d, rows.data(), w, d, args.scale, row);
       if (bias) bias.add(h, at, window, row);
     });
   });
@@ -274,26 +305,24 @@ void dense_values(Context& ctx, const NeighborhoodValuesArgs& args) {
       dense_tiles(g, neighborhood_gemm_tile(args.rule.rank, args.rule.window[0]));
   const auto count = static_cast<int64_t>(tiles.size());
   const Rows weights(args.a);
+  const TileSpace space(ctx, tiles, e, true, true);
   parallel_items(ctx.threads(), args.o.dim(0) * heads * count, [&](int64_t item) {
     const DenseTile& t = tiles[static_cast<size_t>(item % count)];
     const int64_t h = item / count % heads, b = item / count / heads;
     const int64_t queries = t.query_count(), keys = t.key_count();
-    static thread_local std::vector<float> vv, p, y, panels, work;
-    vv.resize(static_cast<size_t>(keys * e)), y.resize(static_cast<size_t>(queries * e));
-    p.assign(static_cast<size_t>(queries * keys), 0.0f);
+    float *y = space.queries(), *vv = space.keys(), *p = space.product();
+    std::fill(p, p + queries * keys, 0.0f);
     each_token(g, t.keys, [&](int64_t j, const AxisExtents&, int64_t token) {
-      widen(dtype, v.at(b, h / group, token), e, vv.data() + j * e);
+      widen(dtype, v.at(b, h / group, token), e, vv + j * e);
     });
     each_token(g, t.queries, [&](int64_t i, const AxisExtents& at, int64_t token) {
       const AxisWindow window[3] = {g.at(0, at[0]), g.at(1, at[1]), g.at(2, at[2])};
       const float* row = weights.floats(b, h, token);
-      each_column(g, t, window, [&](int64_t entry, int64_t column) {
-        p[static_cast<size_t>(i * keys + column)] = row[entry];
-      });
+      each_column(g, t, window, [&](int64_t entry, int64_t column) { p[i * keys + column] = row[entry]; });
     });
-    product(p.data(), vv.data(), y.data(), queries, e, keys, false, 1.0f, panels, work);
+    Product{queries, e, keys, false, 1.0f}(p, vv, y, space.panels(), space.work());
     each_token(g, t.queries, [&](int64_t i, const AxisExtents&, int64_t token) {
-      convert(y.data() + i * e, DType::f32, o.at(b, h, token), dtype, e);
+      convert(y + i * e, DType::f32, o.at(b, h, token), dtype, e);
     });
   });
 }

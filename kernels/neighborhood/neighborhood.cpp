@@ -24,6 +24,8 @@ void check_rule(const ArgumentCheck& check, const char* op, const ElementRule& r
     check.fail("the rule is a neighbourhood of row-major tokens and nothing else");
   int64_t tokens = 1;
   for (size_t a = 0; a < static_cast<size_t>(r.rank); ++a) {
+    if (r.cut_axis[a])
+      check.fail("axis " + std::to_string(a) + ": windows are shifted inward at the ends, not cut");
     if (r.grid[a] < 1 || r.window[a] < 1 || r.dilation[a] < 1 || r.window[a] * r.dilation[a] > r.grid[a])
       check.fail("axis " + std::to_string(a) + ": window " + std::to_string(r.window[a]) +
                  " times dilation " + std::to_string(r.dilation[a]) + " must lie in 1.." +
