@@ -57,7 +57,8 @@ inline int64_t padded_tokens(const ElementRule& r, const AxisExtents& tile) {
 }
 
 /// Coordinates of a token; beyond the grid on some axis when it is padding.
-inline AxisExtents grid_coordinates(const ElementRule& r, int64_t token, const AxisExtents& tile) {
+inline AxisExtents grid_coordinates(const ElementRule& r, int64_t token,
+                                    const AxisExtents& tile = {0, 0, 0}) {
   AxisExtents x{0, 0, 0};
   if (!is_tiled(tile)) {
     for (size_t a = static_cast<size_t>(r.rank); a-- > 0; token /= r.grid[a]) x[a] = token % r.grid[a];

@@ -123,7 +123,7 @@ MethodInfo describe() {
              "With fewer queries than keys the ends are aligned; more queries than keys are unsupported with "
              "causal rows.",
              "The offline search for heads needs a model and a task: calibrated_heads takes its result.",
-             "form: fused gives every output but attn, which only exists unfused."};
+             "form: fused computes no attn; apply makes it afterwards where a check asks for it."};
   m.example.heads = 4;
   m.example.kv_heads = 2;
   m.example.length = 70;
@@ -241,6 +241,19 @@ class ActSinksInstance final : public Instance {
     return rule_pairs(mask_.rule, s_.batch, s_.heads, s_.queries, s_.keys);
   }
   int64_t keys(int64_t) const override { return s_.keys; }
+  /// The fused form's map, for whoever asks.
+  Tensor extra_output(Context& ctx, const std::string& name) override {
+    if (name != "attn" || !s_.fused) return {};
+    Context host(cpu_backend(), ctx.threads());
+    const Tensor map = host.allocate(DType::f32, {s_.batch, s_.heads, s_.queries, s_.keys});
+    std::vector<float> some;
+    for (int64_t b = 0; b < s_.batch; ++b)
+      for (int64_t h = 0; h < s_.heads; ++h) {
+        rows(ctx, b, h, 0, s_.queries, some);
+        std::copy(some.begin(), some.end(), map.data<float>() + (b * s_.heads + h) * s_.queries * s_.keys);
+      }
+    return to_device(ctx, map, DType::f32, MemoryClass::workspace, "attn");
+  }
   bool rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
             std::vector<float>& out) override {
     // The calibrated rows, from the outputs of the last run.

@@ -146,6 +146,8 @@ TEST_CASE("the fused form equals the unfused one") {
     INFO(key);
     CHECK(compare(b.output(key), a.output(key)).relative_l2 < 4e-6);
   }
+  CHECK(compare(to_reference(b.instance->extra_output(*b.ctx, "attn")), a.output("attn")).relative_l2 < 4e-6);
+  CHECK_FALSE(b.instance->extra_output(*b.ctx, "nothing"));
   CHECK(total(a.output("sink_count")) >= 8);
 }
 
