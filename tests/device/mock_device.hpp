@@ -15,6 +15,8 @@
 #include <vector>
 
 #include "kernels/attention/attention.hpp"
+#include "kernels/attention/merge.hpp"
+#include "kernels/attention/reweigh.hpp"
 #include "kernels/conv/conv.hpp"
 #include "kernels/core/backend.hpp"
 #include "kernels/elementwise/cast.hpp"
@@ -22,10 +24,12 @@
 #include "kernels/elementwise/reduce.hpp"
 #include "kernels/features/features.hpp"
 #include "kernels/fft/fft.hpp"
+#include "kernels/fft/fft1.hpp"
 #include "kernels/fft/stft.hpp"
 #include "kernels/gemm/gemm.hpp"
 #include "kernels/layout/layout.hpp"
 #include "kernels/linear_attention/linear_attention.hpp"
+#include "kernels/neighborhood/neighborhood.hpp"
 #include "kernels/norm/norm.hpp"
 #include "kernels/pool/pool.hpp"
 #include "kernels/pyramid/pyramid.hpp"
@@ -37,6 +41,7 @@
 #include "kernels/select/select.hpp"
 #include "kernels/select/tree.hpp"
 #include "kernels/softmax/softmax.hpp"
+#include "kernels/solve/solve.hpp"
 #include "kernels/spectral_loss/spectral_loss.hpp"
 #include "kernels/spectral_response/spectral_response.hpp"
 
