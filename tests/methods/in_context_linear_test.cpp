@@ -169,7 +169,7 @@ TEST_CASE("in_context_linear agrees with its reference, and its formula with the
 TEST_CASE("pattern metrics: heads that are nearly diagonal are selected, in order") {
   Trial t = make_trial(kMethod, prompts(1, 9, 3, 3), {{"dim_x", 3}, {"weights", "user"}});
   // KQ: 2 I, the all-ones matrix (ratio 1 / sqrt(3)), -I; OV: the label alone, everything, the label alone.
-  std::vector<double> q(36), one(36), o(12);
+  std::vector<double> q(48), one(48), o(12);
   for (int64_t h = 0; h < 3; ++h)
     for (int64_t i = 0; i < 4; ++i)
       for (int64_t j = 0; j < 4; ++j) {
