@@ -206,7 +206,8 @@ class ActSinksInstance final : public Instance {
       // Of the sinks' pass only what does not depend on their number.
       const int64_t pairs = heads * (s.causal ? causal_pairs() : s.queries * s.keys);
       x.matmul = 4 * s.dim * pairs, x.special = pairs, x.elementwise = 4 * pairs;
-      x.bytes_read = 2 * size * (q + 2 * kv) + 4 * (2 * heads + listed);
+      // The list's entries depend on the data, as the pairs over them do.
+      x.bytes_read = 2 * size * (q + 2 * kv) + 4 * 2 * heads;
       x.bytes_written = 2 * size * q + 8 * rows + 4 * listed;
       const int64_t passes = s.by_sink > 0 ? 2 : 1;
       x.special += 2 * rows * passes, x.elementwise += 4 * q;

@@ -170,8 +170,8 @@ TEST_CASE("contradictory and overflowing problems are refused") {
   p.grid = {2, 3, 4};
   CHECK_THROWS_AS(check_problem(p), UsageError);
   p = image();
-  p.heads = 7;
-  CHECK_THROWS_AS(check_problem(p), UsageError);
+  p.heads = 7;  // some layers have heads that do not share the channels out: those that need it refuse it
+  CHECK_NOTHROW(check_problem(p));
   p = image();
   p.grid = {int64_t{1} << 40, int64_t{1} << 40};
   CHECK_THROWS_AS(check_problem(p), UsageError);
