@@ -120,7 +120,66 @@ inline const Method& doubler() {
   (void)once;
   return find_method("fake_doubler");
 }
-/// The same without a reference.
+/// first = whether x[0] > x[1] + gap, of x [1, 2] float32; the method's own rounding takes the other side of
+/// a tie. `inverted`: it always answers wrongly.
+class Chooser final : public Method {
+ public:
+  Chooser() {
+    info_.id = info_.card = "fake_chooser";
+    info_.title = "Chooser";
+    info_.kinds = {ProblemKind::sequence};
+    info_.dtypes = {DType::f32};
+    ParamSpec gap;
+    gap.name = "gap";
+    gap.type = ParamSpec::Type::number;
+    gap.default_value = 0.0;
+    ParamSpec inverted;
+    inverted.name = "inverted";
+    inverted.type = ParamSpec::Type::boolean;
+    inverted.default_value = false;
+    info_.params = {gap, inverted};
+    info_.example.length = 2;
+  }
+  const MethodInfo& info() const override { return info_; }
+  std::unique_ptr<Instance> make(Context& ctx, const Problem&, const Params& params) const override {
+    return std::make_unique<Run>(ctx, params);
+  }
+
+ private:
+  class Run final : public Instance {
+   public:
+    Run(Context& ctx, const Params& params)
+        : gap_(params.number("gap")), inverted_(params.boolean("inverted")) {
+      input_specs_ = {{"x", {1, 2}, DType::f32, Init::normal(), false, ""}};
+      first_ = ctx.allocate(DType::i32, {1}, MemoryClass::output);
+    }
+    void run(Context&) override {
+      const float* x = input("x").data<float>();
+      const double a = x[0], b = x[1] + gap_;
+      first_.data<int32_t>()[0] = inverted_ ? a <= b : a >= b;
+    }
+    TensorMap outputs() const override { return {{"first", first_}}; }
+    ClosedForm cost() const override { return {}; }
+
+   private:
+    double gap_;
+    bool inverted_;
+    Tensor first_;
+  };
+  MethodInfo info_;
+};
+inline RefMap chooser_reference(const Problem&, const Params& params, const RefMap& inputs, const RefMap&) {
+  RefTensor first(std::vector<int64_t>{1});
+  first[0] = inputs.at("x")[0] > inputs.at("x")[1] + params.number("gap");
+  return {{"first", first}};
+}
+inline const Method& chooser() {
+  static const bool once =
+      register_method(std::make_unique<Chooser>()) && register_reference("fake_chooser", chooser_reference);
+  (void)once;
+  return find_method("fake_chooser");
+}
+/// The doubler without a reference.
 inline const Method& unchecked() {
   static const bool once = register_method(std::make_unique<Doubler>("fake_unchecked"));
   (void)once;

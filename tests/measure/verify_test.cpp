@@ -64,6 +64,27 @@ TEST_CASE("NaN matches only NaN") {
   CHECK_FALSE(verified(fake::doubler(), sequence(1, 5), {{"fault", "nan"}}).result.passed);
 }
 
+TEST_CASE("a near tie in the reference asks for other inputs; a wrong choice still fails") {
+  // The gap between the first seed's values, so that x[0] ties with x[1] + gap there.
+  Context ctx(cpu_backend(), 1);
+  const TensorSpec x{"x", {1, 2}, DType::f32, Init::normal(), false, ""};
+  const Problem p = sequence(1, 2);
+  const Tensor drawn = make_tensor(ctx, x, p.seed, MemoryClass::input);
+  const double gap =
+      static_cast<double>(drawn.data<float>()[0]) - static_cast<double>(drawn.data<float>()[1]);
+  const VerifyOutcome v = verified(fake::chooser(), p, {{"gap", gap}});
+  CHECK(v.checked);
+  CHECK(v.result.passed);
+  CHECK(v.result.how == "own shape; seed 1: rounding decides before it");
+  const VerifyOutcome wrong = verified(fake::chooser(), p, {{"gap", gap}, {"inverted", true}});
+  CHECK(wrong.checked);
+  CHECK_FALSE(wrong.result.passed);
+  // No tie near: nothing is drawn again for a wrong answer.
+  const VerifyOutcome plain = verified(fake::chooser(), p, {{"gap", gap + 0.5}, {"inverted", true}});
+  CHECK_FALSE(plain.result.passed);
+  CHECK(plain.result.how == "own shape");
+}
+
 TEST_CASE("poison covers floats and integers, views included") {
   Context ctx(cpu_backend(), 1);
   for (const DType t : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
