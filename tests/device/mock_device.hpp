@@ -5,6 +5,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
+#include <csignal>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -49,6 +52,12 @@ namespace attnbench::mock {
 
 class MockDevice final : public Backend {
  public:
+  MockDevice() = default;
+  ~MockDevice() override {
+    if (!region_) return;
+    open_memory().region = nullptr;
+    munmap(region_, kRegion);
+  }
   // ---- what a test sets and sees ----
   int64_t total_bytes = int64_t{4} << 30;
   double now_s = 0;
@@ -66,9 +75,15 @@ class MockDevice final : public Backend {
     const int64_t size = static_cast<int64_t>(rounded(bytes));
     if (used_ + size > total_bytes)
       throw OutOfMemory("the mock device has no " + std::to_string(bytes) + " bytes left");
-    void* p = mmap(nullptr, rounded(bytes), depth_ > 0 ? PROT_READ | PROT_WRITE : PROT_NONE,
-                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) throw OutOfMemory("mmap gives nothing");
+    if (!region_) {
+      void* r = mmap(nullptr, kRegion, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (r == MAP_FAILED) throw OutOfMemory("mmap gives nothing");
+      region_ = next_ = static_cast<char*>(r);
+      open_memory().begin(region_);
+    }
+    if (next_ + rounded(bytes) > region_ + kRegion)
+      throw OutOfMemory("the mock device's addresses are used up");
+    char* p = std::exchange(next_, next_ + rounded(bytes));
     used_ += size;
     blocks_[p] = rounded(bytes);
     return p;
@@ -79,7 +94,7 @@ class MockDevice final : public Backend {
     const auto it = blocks_.find(p);
     if (it == blocks_.end()) std::abort();  // not ours, or freed twice
     used_ -= static_cast<int64_t>(it->second);
-    munmap(p, it->second);
+    madvise(p, it->second, MADV_DONTNEED);
     blocks_.erase(it);
   }
   void copy_bytes(void* dst, DeviceKind to, const void* src, DeviceKind from, size_t bytes) override {
@@ -89,15 +104,11 @@ class MockDevice final : public Backend {
     if (recording_ && (to == DeviceKind::cpu || from == DeviceKind::cpu))
       spoil("a copy between host and device waits within a recording");
     if (bytes == 0) return;
-    Work move = [=, this] {
-      protect_range(dst, bytes, PROT_READ | PROT_WRITE), protect_range(src, bytes, PROT_READ | PROT_WRITE);
-      std::memcpy(dst, src, bytes);
-      if (depth_ == 0) protect_range(dst, bytes, PROT_NONE), protect_range(src, bytes, PROT_NONE);
-    };
+    Work move = [=] { std::memcpy(dst, src, bytes); };
     if (recording_)
       recorded_.emplace_back(std::move(move), false);
     else
-      move();  // only the pages that it touches are opened: tensors arrive in many pieces
+      execute(move, false);
   }
   void synchronize() override {
     if (recording_) spoil("the host waits within a recording");
@@ -219,22 +230,15 @@ class MockDevice final : public Backend {
   void execute(Work& work, bool timed) {
     struct Open {
       MockDevice& d;
-      explicit Open(MockDevice& device) : d(device) { d.protect(PROT_READ | PROT_WRITE), ++d.depth_; }
-      ~Open() { --d.depth_, d.protect(PROT_NONE); }
+      explicit Open(MockDevice& device) : d(device) { ++d.depth_, open_memory().allowed = true; }
+      ~Open() {
+        if (--d.depth_ == 0) open_memory().shut();
+      }
     } open(*this);
     work();
     if (!timed) return;
     ++operators;
     now_s += operator_s(now_s);
-  }
-  void protect_range(const void* p, size_t bytes, int how) {
-    if (!owns(p)) return;
-    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(p) / page * page;
-    mprotect(reinterpret_cast<void*>(begin), reinterpret_cast<uintptr_t>(p) + bytes - begin, how);
-  }
-  void protect(int how) {
-    for (const auto& [p, bytes] : blocks_) mprotect(p, bytes, how);
   }
   bool owns(const void* p) const {
     auto it = blocks_.upper_bound(const_cast<void*>(p));
@@ -247,6 +251,58 @@ class MockDevice final : public Backend {
     return (bytes + page - 1) / page * page;
   }
 
+  /// What an operator touches is opened when it touches it, piece by piece, and shut when it is done: opening
+  /// all of a network's thousand tensors for each operator takes minutes. One device at a time.
+  struct OpenMemory {
+    static constexpr uintptr_t kPiece = uintptr_t{1} << 18;
+    static constexpr int kMost = 1 << 16;
+    std::atomic<char*> region{nullptr};
+    std::atomic<bool> allowed{false};
+    std::atomic<int> count{0};
+    std::array<uintptr_t, kMost> pieces{};
+    struct sigaction before {};
+
+    void begin(char* r) {
+      if (region.load()) throw Error("one mock device at a time");
+      region = r;
+      struct sigaction handler {};
+      handler.sa_sigaction = &touched;
+      handler.sa_flags = SA_SIGINFO;
+      struct sigaction was {};
+      sigaction(SIGSEGV, &handler, &was);
+      if (!(was.sa_flags & SA_SIGINFO) || was.sa_sigaction != &touched) before = was;
+    }
+    /// Calls mprotect and atomics alone, as a signal handler must.
+    static void touched(int, siginfo_t* info, void*) {
+      OpenMemory& m = open_memory();
+      const auto at = reinterpret_cast<uintptr_t>(info->si_addr),
+                 r = reinterpret_cast<uintptr_t>(m.region.load());
+      if (m.allowed && r && at >= r && at - r < kRegion) {
+        const uintptr_t piece = r + (at - r) / kPiece * kPiece;
+        const int slot = m.count++;
+        if (slot < kMost && mprotect(reinterpret_cast<void*>(piece), kPiece, PROT_READ | PROT_WRITE) == 0) {
+          m.pieces[static_cast<size_t>(slot)] = piece;
+          return;
+        }
+      }
+      sigaction(SIGSEGV, &m.before, nullptr);  // the access is made again, and is what it would have been
+    }
+    void shut() {
+      allowed = false;
+      for (int i = 0; i < count; ++i)
+        mprotect(reinterpret_cast<void*>(pieces[static_cast<size_t>(i)]), kPiece, PROT_NONE);
+      count = 0;
+    }
+  };
+  static OpenMemory& open_memory() {
+    static OpenMemory m;
+    return m;
+  }
+
+  /// All blocks lie in one range of addresses, each at its own for good. What was freed reads as 0 inside an
+  /// operator.
+  static constexpr size_t kRegion = size_t{1} << 40;
+  char *region_ = nullptr, *next_ = nullptr;
   std::map<void*, size_t> blocks_;
   int64_t used_ = 0;
   int depth_ = 0;
