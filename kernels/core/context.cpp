@@ -162,4 +162,30 @@ void copy(Context& ctx, const Tensor& src, const Tensor& dst) {
                dst, 0);
 }
 
+namespace {
+Tensor upload_bytes(Context& ctx, DType dtype, const Shape& shape, const void* values, size_t count) {
+  const Tensor t = ctx.allocate(dtype, shape);
+  if (static_cast<size_t>(t.numel()) != count)
+    throw UsageError("upload: " + std::to_string(count) + " values for a tensor of shape " + shape.str());
+  if (count > 0)
+    ctx.backend().copy_bytes(t.raw(), t.device(), values, DeviceKind::cpu, count * size_of(dtype));
+  return t;
+}
+}  // namespace
+
+Tensor upload(Context& ctx, const Shape& shape, const std::vector<float>& values) {
+  return upload_bytes(ctx, DType::f32, shape, values.data(), values.size());
+}
+Tensor upload(Context& ctx, const Shape& shape, const std::vector<int32_t>& values) {
+  return upload_bytes(ctx, DType::i32, shape, values.data(), values.size());
+}
+Tensor upload(Context& ctx, const Shape& shape, const std::vector<uint8_t>& values) {
+  return upload_bytes(ctx, DType::u8, shape, values.data(), values.size());
+}
+Tensor upload(Context& ctx, DType dtype, const Shape& shape, const std::vector<double>& values) {
+  std::vector<char> bytes(values.size() * size_of(dtype));
+  convert(values.data(), DType::f64, bytes.data(), dtype, static_cast<int64_t>(values.size()));
+  return upload_bytes(ctx, dtype, shape, bytes.data(), values.size());
+}
+
 }  // namespace attnbench

@@ -90,4 +90,11 @@ class Context {
 /// Copies between devices or within one; shapes and dtypes must be equal, strides may differ on the CPU.
 void copy(Context& ctx, const Tensor& src, const Tensor& dst);
 
+/// Host values, row-major, as a tensor in the context's memory: tables that prepare() makes. Throws
+/// UsageError when their number is not the shape's. Doubles are rounded to `dtype` once.
+Tensor upload(Context& ctx, const Shape& shape, const std::vector<float>& values);
+Tensor upload(Context& ctx, const Shape& shape, const std::vector<int32_t>& values);
+Tensor upload(Context& ctx, const Shape& shape, const std::vector<uint8_t>& values);
+Tensor upload(Context& ctx, DType dtype, const Shape& shape, const std::vector<double>& values);
+
 }  // namespace attnbench

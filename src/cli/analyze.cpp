@@ -96,8 +96,9 @@ int analyze(const Options& o, const GlobalOptions& global) {
   Problem problem = method.info().example;
   set_problem(problem, key_values("--problem", o.problem));
   check_problem(problem);
-  const Params params =
-      resolve_params(method.info().id, method.info().params, key_values("--param", o.params), problem);
+  std::map<std::string, Value> given = key_values("--param", o.params);
+  given.insert(method.info().example_params.begin(), method.info().example_params.end());
+  const Params params = resolve_params(method.info().id, method.info().params, given, problem);
   const std::vector<Wanted> wanted = wanted_of(o, problem);
   Backend& backend = backend_of(o.device);
 

@@ -119,7 +119,10 @@ std::string method_page(const MethodInfo& info, bool color) {
   if (!info.notes.empty()) page.section("Notes");
   for (const std::string& n : info.notes) page.raw("  - " + wrap(n, kWidth - 4, "    ") + "\n");
   page.section("Problem");
-  page.text("Used by verify and analyze unless --problem changes it: " + info.example.str() + ".");
+  std::string example_params;
+  for (const auto& [key, value] : info.example_params) example_params += "; " + key + " " + value.str();
+  page.text("Used by verify and analyze unless --problem changes it: " + info.example.str() + example_params +
+            ".");
   TextTable keys({{"key", TextTable::Align::left},
                   {"type", TextTable::Align::left},
                   {"example", TextTable::Align::left},

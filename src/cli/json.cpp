@@ -1,6 +1,7 @@
 #include "cli/json.hpp"
 
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "cli/text.hpp"
@@ -20,6 +21,12 @@ Json to_json(const Value& v) {
   Json list = Json::array();
   for (const Value& e : v.as_list()) list.push_back(to_json(e));
   return list;
+}
+
+Json to_json(const std::map<std::string, Value>& values) {
+  Json j = Json::object();
+  for (const auto& [key, value] : values) j[key] = to_json(value);
+  return j;
 }
 
 Json to_json(const Problem& p) {
@@ -95,7 +102,8 @@ Json to_json(const MethodInfo& info) {
               {"backends", names(info.backends)},
               {"figures", std::move(figures)},
               {"notes", info.notes},
-              {"example", to_json(info.example)}};
+              {"example", to_json(info.example)},
+              {"example_params", to_json(info.example_params)}};
 }
 
 Json to_json(const AnalysisInfo& info) {

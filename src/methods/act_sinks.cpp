@@ -20,27 +20,9 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-ParamSpec share_param(const char* name, double value, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, value, meaning);
-  s.min = 0, s.max = 1;
-  return s;
-}
-ParamSpec choice_param(const char* name, std::vector<std::string> choices, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, choices[0], meaning);
-  s.choices = std::move(choices);
-  return s;
-}
 ParamSpec repeated(const char* name, ParamSpec::Type type, const char* of, Value default_value,
                    const char* meaning) {
-  ParamSpec s = param(name, type, std::move(default_value), meaning);
+  ParamSpec s = spec::param(name, type, std::move(default_value), meaning);
   s.from_problem = of;
   return s;
 }
@@ -73,40 +55,40 @@ MethodInfo describe() {
       "for the sinks, 4 N D to combine. Unfused: products over the whole square, and the map written, "
       "rewritten and read. "
       "|S| is at most about sqrt(2 N / theta).";
-  ParamSpec threshold = share_param("sink_threshold", 0.1, "absolute: theta");
-  ParamSpec alpha = param("alpha", ParamSpec::Type::number, 5.0, "relative: theta = alpha / N");
+  ParamSpec threshold = spec::share("sink_threshold", 0.1, "absolute: theta");
+  ParamSpec alpha = spec::param("alpha", ParamSpec::Type::number, 5.0, "relative: theta = alpha / N");
   alpha.min = 0;
-  ParamSpec heads =
-      param("calibrated_heads", ParamSpec::Type::list, "random_fraction",
-            "query heads to calibrate: a list, all, a seeded share of them, or those with most sink mass");
+  ParamSpec heads = spec::param(
+      "calibrated_heads", ParamSpec::Type::list, "random_fraction",
+      "query heads to calibrate: a list, all, a seeded share of them, or those with most sink mass");
   heads.choices = {"all", "random_fraction", "by_sink"};
   heads.min = 0;
   ParamSpec first =
-      param("layer_first", ParamSpec::Type::integer, 2, "first layer that is calibrated, from 0");
-  ParamSpec last = param("layer_last", ParamSpec::Type::integer, 30, "last layer that is calibrated");
+      spec::param("layer_first", ParamSpec::Type::integer, 2, "first layer that is calibrated, from 0");
+  ParamSpec last = spec::param("layer_last", ParamSpec::Type::integer, 30, "last layer that is calibrated");
   ParamSpec layer =
-      param("layer", ParamSpec::Type::integer, Value(), "this layer; null: one that is calibrated");
+      spec::param("layer", ParamSpec::Type::integer, Value(), "this layer; null: one that is calibrated");
   first.min = last.min = layer.min = 0;
   layer.nullable = true;
   m.params = {
-      share_param("beta", 0.4, "factor of a sink's weight"),
-      choice_param("threshold_mode", {"absolute", "relative"}, "what theta is"),
+      spec::share("beta", 0.4, "factor of a sink's weight"),
+      spec::choice("threshold_mode", {"absolute", "relative"}, "what theta is"),
       threshold,
       alpha,
-      choice_param("drop_first", {"first_detected", "position0"},
+      spec::choice("drop_first", {"first_detected", "position0"},
                    "the sink that is kept: the lowest one found, or key 0 and no other"),
       heads,
-      share_param("head_fraction", 0.2, "share of the heads of random_fraction and by_sink"),
+      spec::share("head_fraction", 0.2, "share of the heads of random_fraction and by_sink"),
       first,
       last,
       layer,
-      choice_param("decode", {"on", "off"}, "a single row (N = 1): calibrated by its own weights, or dense"),
+      spec::choice("decode", {"on", "off"}, "a single row (N = 1): calibrated by its own weights, or dense"),
       repeated("causal", ParamSpec::Type::boolean, "causal", true, "rows see keys up to their own"),
       repeated("num_heads", ParamSpec::Type::integer, "heads", 32, "H"),
       repeated("num_kv_heads", ParamSpec::Type::integer, "kv_heads", 32, "Hkv"),
       repeated("head_dim", ParamSpec::Type::integer, "head_dim", 128, "D"),
       repeated("seed", ParamSpec::Type::integer, "seed", 0, "of random_fraction"),
-      choice_param("form", {"unfused", "fused"},
+      spec::choice("form", {"unfused", "fused"},
                    "the map in memory, which is an output then; or two passes and a combination")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {
@@ -174,22 +156,20 @@ class ActSinksInstance final : public Instance {
       share.push_back(1.0f / static_cast<float>(s.queries - blind));
       without.push_back(t == 0 ? 0.0f : 1.0f);
     }
-    row_share_ = upload(ctx, share, {s.keys});
-    if (s.position0) not_first_ = upload(ctx, without, {s.keys});
+    row_share_ = upload(ctx, {s.keys}, share);
+    if (s.position0) not_first_ = upload(ctx, {s.keys}, without);
     const int64_t most = std::max({s.keys, s.queries, s.heads});
-    ones_ = upload(ctx, std::vector<float>(static_cast<size_t>(most), 1.0f), {most});
+    ones_ = upload(ctx, {most}, std::vector<float>(static_cast<size_t>(most), 1.0f));
     if (s.by_sink == 0) {
       std::vector<float> apply;
       for (int64_t b = 0; b < s.batch; ++b) apply.insert(apply.end(), s.apply.begin(), s.apply.end());
-      apply_ = upload(ctx, apply, {s.batch, s.heads});
+      apply_ = upload(ctx, {s.batch, s.heads}, apply);
     }
     // Lists of each batch item and head stand in one table; the first one found is skipped where it is kept.
     std::vector<int32_t> begin;
     const int64_t skip = s.position0 ? 0 : 1;
     for (int64_t i = 0; i < s.batch * s.heads; ++i) begin.push_back(static_cast<int32_t>(i * s.keys + skip));
-    begin_ = ctx.allocate(DType::i32, {s.batch, s.heads, 1});
-    ctx.backend().copy_bytes(begin_.raw(), begin_.device(), begin.data(), DeviceKind::cpu,
-                             begin.size() * sizeof(int32_t));
+    begin_ = upload(ctx, {s.batch, s.heads, 1}, begin);
   }
 
   void run(Context& ctx) override { s_.fused ? run_fused(ctx) : run_unfused(ctx); }
@@ -277,11 +257,6 @@ class ActSinksInstance final : public Instance {
   }
 
  private:
-  static Tensor upload(Context& ctx, const std::vector<float>& v, const Shape& shape) {
-    const Tensor t = ctx.allocate(DType::f32, shape);
-    ctx.backend().copy_bytes(t.raw(), t.device(), v.data(), DeviceKind::cpu, v.size() * sizeof(float));
-    return t;
-  }
   int64_t causal_pairs() const {
     return s_.queries * (s_.keys - s_.queries) + s_.queries * (s_.queries + 1) / 2;
   }

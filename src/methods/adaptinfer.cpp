@@ -16,17 +16,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, std::optional<double> min,
-                const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(value);
-  s.min = min;
-  s.meaning = meaning;
-  return s;
-}
-
 /// Kept vision tokens of LLaVA-1.5-7B by budget.
 const std::vector<std::pair<std::string, std::vector<int64_t>>>& budgets() {
   static const std::vector<std::pair<std::string, std::vector<int64_t>>> table{
@@ -63,42 +52,42 @@ MethodInfo describe() {
       "with "
       "the tokens that it processes, the authors' counter.";
   ParamSpec keep =
-      param("keep", Type::list, Value(), 0,
-            "kept vision tokens by pruning layer: counts, or shares of the current count; null: of "
-            "the budget. Scores are taken at the first");
+      spec::param("keep", Type::list, Value(), 0,
+                  "kept vision tokens by pruning layer: counts, or shares of the current count; null: of "
+                  "the budget. Scores are taken at the first");
   keep.nullable = true;
   ParamSpec budget =
-      param("budget", Type::choice, "64", {}, "row of the published table, where keep is null");
+      spec::param("budget", Type::choice, "64", {}, "row of the published table, where keep is null");
   budget.choices = {"128", "64", "48", "32", "custom"};
-  ParamSpec scorer = param("scorer", Type::choice, "t2t_weighted", {}, "how vision tokens are scored");
+  ParamSpec scorer = spec::param("scorer", Type::choice, "t2t_weighted", {}, "how vision tokens are scored");
   scorer.choices = {"t2t_weighted", "uniform", "selected_text"};
   ParamSpec mode =
-      param("position_mode", Type::choice, "compact", {}, "positions of what is kept, in a stack");
+      spec::param("position_mode", Type::choice, "compact", {}, "positions of what is kept, in a stack");
   mode.choices = {"compact", "original"};
-  ParamSpec impl = param("attention_impl", Type::choice, "fused_plus_rows", {},
-                         "rows of the text alone, or the whole map as the released code");
+  ParamSpec impl = spec::param("attention_impl", Type::choice, "fused_plus_rows", {},
+                               "rows of the text alone, or the whole map as the released code");
   impl.choices = {"fused_plus_rows", "full_map"};
-  ParamSpec heads = param("num_heads", Type::integer, 32, 1, "H");
+  ParamSpec heads = spec::param("num_heads", Type::integer, 32, 1, "H");
   heads.from_problem = "heads";
-  ParamSpec dim = param("head_dim", Type::integer, 128, 1, "D");
+  ParamSpec dim = spec::param("head_dim", Type::integer, 128, 1, "D");
   dim.from_problem = "head_dim";
-  ParamSpec lb = param("lb", Type::number, 1.0, 0, "1: text weights as they are; 0: all the same");
+  ParamSpec lb = spec::param("lb", Type::number, 1.0, 0, "1: text weights as they are; 0: all the same");
   lb.max = 1.0;
-  m.params = {param("num_layers", Type::integer, 32, 1, "L of the stack (published MACs)"),
-              param("prune_layers", Type::list, Value(Value::List{Value(1), Value(10), Value(20)}), 0,
-                    "layers after which tokens are dropped, from 0 (published MACs)"),
+  m.params = {spec::param("num_layers", Type::integer, 32, 1, "L of the stack (published MACs)"),
+              spec::param("prune_layers", Type::list, Value(Value::List{Value(1), Value(10), Value(20)}), 0,
+                          "layers after which tokens are dropped, from 0 (published MACs)"),
               keep,
               budget,
               lb,
               scorer,
-              param("prompt_tokens", Type::integer, 35, 0, "P"),
-              param("vision_tokens", Type::integer, 576, 1, "V"),
-              param("text_tokens", Type::integer, 53, 1, "T"),
+              spec::param("prompt_tokens", Type::integer, 35, 0, "P"),
+              spec::param("vision_tokens", Type::integer, 576, 1, "V"),
+              spec::param("text_tokens", Type::integer, 53, 1, "T"),
               mode,
-              param("allow_full", Type::boolean, false, {}, "lift the cap of V - 1"),
+              spec::param("allow_full", Type::boolean, false, {}, "lift the cap of V - 1"),
               heads,
               dim,
-              param("ffn_dim", Type::integer, 11008, 1, "m of the stack (published MACs)"),
+              spec::param("ffn_dim", Type::integer, 11008, 1, "m of the stack (published MACs)"),
               impl};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"CUDA latency", "LLaVA-1.5-7B", "vanilla", "-61.3%", "abstract"},
@@ -171,18 +160,15 @@ class AdaptInferInstance final : public Instance {
       std::vector<int32_t> v;
       for (int64_t b = 0; b < s_.batch; ++b)
         for (int64_t i = 0; i < count; ++i) v.push_back(static_cast<int32_t>(begin + i));
-      return put(ctx, v, {s_.batch, count});
+      return upload(ctx, {s_.batch, count}, v);
     };
     prompt_ = positions(0, s_.prompt);
     vision_ = positions(s_.prompt, s_.vision);
     text_ = positions(s_.prompt + s_.vision, s_.text);
     const int64_t longest = std::max({s_.text, s_.vision, s_.heads * s_.text});
-    ones_ = ctx.allocate(DType::f32, {longest, 1});
-    const std::vector<float> ones(static_cast<size_t>(longest), 1.0f);
-    ctx.backend().copy_bytes(ones_.raw(), ones_.device(), ones.data(), DeviceKind::cpu,
-                             ones.size() * sizeof(float));
+    ones_ = upload(ctx, {longest, 1}, std::vector<float>(static_cast<size_t>(longest), 1.0f));
     if (scorer_ == Scorer::selected_text)
-      bounds_ = put(ctx, std::vector<int32_t>(static_cast<size_t>(2 * s_.batch), 0), {s_.batch, 2});
+      bounds_ = upload(ctx, {s_.batch, 2}, std::vector<int32_t>(static_cast<size_t>(2 * s_.batch), 0));
     ctx.backend().synchronize();
   }
 
@@ -299,12 +285,6 @@ class AdaptInferInstance final : public Instance {
   }
 
  private:
-  static Tensor put(Context& ctx, const std::vector<int32_t>& v, const Shape& shape) {
-    Tensor t = ctx.allocate(DType::i32, shape);
-    if (!v.empty())
-      ctx.backend().copy_bytes(t.raw(), t.device(), v.data(), DeviceKind::cpu, v.size() * sizeof(int32_t));
-    return t;
-  }
   Tensor as_f32(Context& ctx, const Tensor& x) const {
     if (x.dtype() == DType::f32) return x;
     Tensor packed = x;

@@ -20,38 +20,9 @@ namespace {
 
 using Op = PointwiseArgs::Op;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, int64_t default_value, double least, const char* meaning,
-                  const char* from_problem = "") {
-  ParamSpec s = param(name, ParamSpec::Type::integer, default_value, meaning);
-  s.min = least;
-  s.from_problem = from_problem;
-  return s;
-}
-
-ParamSpec number(const char* name, double default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, default_value, meaning);
-  s.min = least;
-  return s;
-}
-
 ParamSpec threshold(const char* name, const char* meaning) {
-  ParamSpec s = number(name, 0.75, -1.01, meaning);
+  ParamSpec s = spec::number(name, 0.75, -1.01, meaning);
   s.max = 1.01;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
   return s;
 }
 
@@ -81,32 +52,33 @@ MethodInfo describe() {
       "Ct) E + 2 n^2 "
       "E.";
   ParamSpec scales =
-      param("scales", ParamSpec::Type::list,
-            Value(Value::List{Value::List{100, 134}, Value::List{50, 67}, Value::List{25, 34}}),
-            "[h, w] of each feature map (chosen: 800 x 1066 pixels at strides 8, 16, 32)");
+      spec::param("scales", ParamSpec::Type::list,
+                  Value(Value::List{Value::List{100, 134}, Value::List{50, 67}, Value::List{25, 34}}),
+                  "[h, w] of each feature map (chosen: 800 x 1066 pixels at strides 8, 16, 32)");
   scales.nested = true;
   scales.min = 1;
-  m.params = {
-      integer("channels", 256, 1, "C", "channels"),
-      integer("num_classes", 20, 1, "K (chosen)"),
-      scales,
-      threshold("tau_fg", "foreground mask; -1.01: everything, 1.01: nothing"),
-      threshold("tau_bg", "background mask"),
-      number("gamma_fg", 1.0, 0, "weight of the mixed foreground prototypes"),
-      number("gamma_bg", 0.5, 0, "weight of the background prototype"),
-      number("temperature", 1.0, 0, "of the softmax over classes, above 0"),
-      choice("unmasked", {"zero", "pass"}, "positions in neither mask: 0 (literal), or F (chosen extra)"),
-      number("tsa_temperature", 0.07, 0, "tau of the loss, above 0 (chosen)"),
-      integer("tsa_dim", 256, 1, "E (chosen)"),
-      integer("num_background_texts", 200, 1, "n, where no file gives it"),
-      number("lambda_bg", 1000.0, 0, "weight of the loss in training"),
-      choice("distance_unit", {"tokens", "pixels", "diagonal"},
-             "token steps, times patch_stride, or over the diagonal"),
-      integer("patch_stride", 16, 1, "pixels a token step (chosen)"),
-      integer("grid_h", 14, 1, "token rows of A", "grid[0]"),
-      integer("grid_w", 14, 1, "token columns of A", "grid[1]"),
-      integer("prefix_tokens", 0, 0, "leading tokens of A that are no grid; dropped, rows renormalised"),
-      integer("support_per_class", 5, 1, "shots of the few-shot setting (1, 5, 10)")};
+  m.params = {spec::integer("channels", 256, 1, "C", "channels"),
+              spec::integer("num_classes", 20, 1, "K (chosen)"),
+              scales,
+              threshold("tau_fg", "foreground mask; -1.01: everything, 1.01: nothing"),
+              threshold("tau_bg", "background mask"),
+              spec::number("gamma_fg", 1.0, 0, "weight of the mixed foreground prototypes"),
+              spec::number("gamma_bg", 0.5, 0, "weight of the background prototype"),
+              spec::number("temperature", 1.0, 0, "of the softmax over classes, above 0"),
+              spec::choice("unmasked", {"zero", "pass"},
+                           "positions in neither mask: 0 (literal), or F (chosen extra)"),
+              spec::number("tsa_temperature", 0.07, 0, "tau of the loss, above 0 (chosen)"),
+              spec::integer("tsa_dim", 256, 1, "E (chosen)"),
+              spec::integer("num_background_texts", 200, 1, "n, where no file gives it"),
+              spec::number("lambda_bg", 1000.0, 0, "weight of the loss in training"),
+              spec::choice("distance_unit", {"tokens", "pixels", "diagonal"},
+                           "token steps, times patch_stride, or over the diagonal"),
+              spec::integer("patch_stride", 16, 1, "pixels a token step (chosen)"),
+              spec::integer("grid_h", 14, 1, "token rows of A", "grid[0]"),
+              spec::integer("grid_w", 14, 1, "token columns of A", "grid[1]"),
+              spec::integer("prefix_tokens", 0, 0,
+                            "leading tokens of A that are no grid; dropped, rows renormalised"),
+              spec::integer("support_per_class", 5, 1, "shots of the few-shot setting (1, 5, 10)")};
   m.kinds = {ProblemKind::image};
   m.figures = {{"average mAP 1/5/10-shot, six data sets", "GLIP + Swin-T", "GLIP 18.98 / 29.36 / 33.93",
                 "23.81 / 33.73 / 39.17", "main table, by public notes"},
@@ -149,12 +121,6 @@ struct Parts {
   bool attention = true, groups = true, refine = true, align = true, support = false;
   int64_t texts = 0, text_width = 0, images = 0, boxes = 0;
 };
-
-Tensor upload(Context& ctx, const Shape& shape, std::vector<float> values) {
-  const Tensor t = ctx.allocate(DType::f32, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::f32, shape, values.data()), t);
-  return t;
-}
 
 void point(Context& ctx, Op op, const Tensor& a, const Tensor& b, const Tensor& y, float alpha = 1.0f,
            float beta = 0.0f) {

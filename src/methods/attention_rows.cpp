@@ -455,13 +455,8 @@ RowStats attention_row_stats(Context& ctx, const AttentionArgs& args) {
         const float l = lse.data<float>()[at], top = row_max.data<float>()[at];
         probability[at] = l == -kInfinity ? 0.0f : std::exp(top - l);
       }
-  const auto upload = [&](std::vector<float>& values) {
-    Tensor t = ctx.allocate(DType::f32, rows);
-    copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::f32, rows, values.data()), t);
-    return t;
-  };
-  stats.visible_keys = upload(visible);
-  stats.row_max_probability = upload(probability);
+  stats.visible_keys = upload(ctx, rows, visible);
+  stats.row_max_probability = upload(ctx, rows, probability);
   return stats;
 }
 

@@ -77,7 +77,7 @@ class BiFormerInstance final : public LayerInstance {
       std::vector<int32_t> from(static_cast<size_t>(r_.padded_h() * r_.padded_w()), -1);
       for (int64_t t = 0; t < s_.tokens(); ++t)
         from[static_cast<size_t>(t / s_.grid_w * r_.padded_w() + t % s_.grid_w)] = static_cast<int32_t>(t);
-      pad_index_ = upload(ctx, from, {static_cast<int64_t>(from.size())});
+      pad_index_ = upload(ctx, {static_cast<int64_t>(from.size())}, from);
     }
     if (moves_) {
       std::vector<int32_t> to_slot(static_cast<size_t>(s_.tokens()));
@@ -89,17 +89,17 @@ class BiFormerInstance final : public LayerInstance {
         if (y < s_.grid_h && x < s_.grid_w)
           to_slot[static_cast<size_t>(y * s_.grid_w + x)] = static_cast<int32_t>(i);
       }
-      slot_index_ = upload(ctx, to_row, {slots()});
-      token_index_ = upload(ctx, to_slot, {s_.tokens()});
+      slot_index_ = upload(ctx, {slots()}, to_row);
+      token_index_ = upload(ctx, {s_.tokens()}, to_slot);
     }
     // Every region has k key regions: lists of equal length, whose entries are idx itself.
     std::vector<int32_t> begin(static_cast<size_t>(s_.batch * r_.regions()));
     for (size_t i = 0; i < begin.size(); ++i)
       begin[i] = static_cast<int32_t>(static_cast<int64_t>(i) * r_.topk);
     mask_.block_q = r_.area(), mask_.block_k = r_.region_keys();
-    mask_.full.begin = upload(ctx, begin, {s_.batch, 1, r_.regions()});
-    mask_.full.count = upload(ctx, std::vector<int32_t>(begin.size(), static_cast<int32_t>(r_.topk)),
-                              {s_.batch, 1, r_.regions()});
+    mask_.full.begin = upload(ctx, {s_.batch, 1, r_.regions()}, begin);
+    mask_.full.count = upload(ctx, {s_.batch, 1, r_.regions()},
+                              std::vector<int32_t>(begin.size(), static_cast<int32_t>(r_.topk)));
     mask_.full.index = idx_.reshape({idx_.numel()});
   }
 
@@ -569,16 +569,16 @@ class BiFormer final : public Method {
         "MACs per image: N C (2 Cqk + C) + N C^2 + R^2 Cqk + N k T (Cqk + C) + kd^2 N C; R regions of T "
         "tokens. Region "
         "means are additions. Parameters (2 Cqk + C)(C + 1) + C^2 + C + (kd^2 + 1) C.";
-    ParamSpec dim = integer_param("dim", 64, 1, "C, channels; a multiple of num_heads");
+    ParamSpec dim = spec::integer("dim", 64, 1, "C, channels; a multiple of num_heads");
     dim.from_problem = "channels";
-    ParamSpec heads = integer_param("num_heads", 2, 1, "H; published models have heads of 32 channels");
+    ParamSpec heads = spec::integer("num_heads", 2, 1, "H; published models have heads of 32 channels");
     heads.from_problem = "heads";
-    ParamSpec grid_h = integer_param("grid_h", 56, 1, "Hg, rows of the token grid");
+    ParamSpec grid_h = spec::integer("grid_h", 56, 1, "Hg, rows of the token grid");
     grid_h.from_problem = "grid[0]";
-    ParamSpec grid_w = integer_param("grid_w", 56, 1, "Wg, columns of the token grid");
+    ParamSpec grid_w = spec::integer("grid_w", 56, 1, "Wg, columns of the token grid");
     grid_w.from_problem = "grid[1]";
     ParamSpec qk_dim =
-        integer_param("qk_dim", 0, 1, "Cqk, width of queries and keys; null: dim. Legacy only");
+        spec::integer("qk_dim", 0, 1, "Cqk, width of queries and keys; null: dim. Legacy only");
     qk_dim.default_value = Value();
     qk_dim.nullable = true;
     ParamSpec scale;
@@ -586,9 +586,9 @@ class BiFormer final : public Method {
     scale.type = ParamSpec::Type::number;
     scale.nullable = true;
     scale.meaning = "logit scale, above 0; null: Cqk^-0.5, of one head's width with topk all";
-    ParamSpec topk = integer_param("topk", 4, 1, "k, regions that a region attends to; all: dense attention");
+    ParamSpec topk = spec::integer("topk", 4, 1, "k, regions that a region attends to; all: dense attention");
     topk.choices = {"all"};
-    ParamSpec kernel = integer_param("side_dwconv", 5, 0, "side of the depthwise convolution, odd; 0: none");
+    ParamSpec kernel = spec::integer("side_dwconv", 5, 0, "side of the depthwise convolution, odd; 0: none");
     kernel.max = 7.0;
     const auto choice = [](const char* name, std::vector<std::string> words, const char* meaning) {
       ParamSpec p;
@@ -606,16 +606,16 @@ class BiFormer final : public Method {
         scale,
         grid_h,
         grid_w,
-        integer_param("n_win", 7, 1, "S, regions a side"),
+        spec::integer("n_win", 7, 1, "S, regions a side"),
         topk,
         kernel,
         choice("variant", {"nchw", "legacy"}, "how sizes that S does not divide are padded"),
-        boolean_param("auto_pad", true, "legacy: pad, or refuse what S does not divide"),
-        boolean_param("soft_routing", false, "legacy: weigh gathered keys and values by the routing softmax"),
+        spec::boolean("auto_pad", true, "legacy: pad, or refuse what S does not divide"),
+        spec::boolean("soft_routing", false, "legacy: weigh gathered keys and values by the routing softmax"),
         choice("kv_downsample", {"identity", "avg", "max", "ada_avg", "ada_max"},
                "legacy: pool keys and values inside regions"),
-        integer_param("kv_per_win", 4, 1, "keys a side that ada_avg and ada_max leave of a region"),
-        integer_param("kv_ratio", 4, 1, "side of the windows that avg and max pool")};
+        spec::integer("kv_per_win", 4, 1, "keys a side that ada_avg and ada_max leave of a region"),
+        spec::integer("kv_ratio", 4, 1, "side of the windows that avg and max pool")};
     i.figures = {
         {"parameters, FLOPs (MACs)", "BiFormer-T 224", "", "13.1 M, 2.2 G; top-1 81.4", "README"},
         {"parameters, FLOPs (MACs)", "BiFormer-S 224", "", "25.5 M, 4.5 G; top-1 83.8", "README"},

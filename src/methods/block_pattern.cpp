@@ -38,15 +38,10 @@ void BlockPattern::upload(Context& ctx, BlockMask& mask) const {
     for (const int kind : {0, 1})
       count[kind].push_back(static_cast<int32_t>(index[kind].size()) - begin[kind].back());
   }
-  const auto put = [&ctx](const std::vector<int32_t>& v, const Shape& shape) {
-    Tensor t = ctx.allocate(DType::i32, shape);
-    if (!v.empty())
-      ctx.backend().copy_bytes(t.raw(), t.device(), v.data(), DeviceKind::cpu, v.size() * sizeof(int32_t));
-    return t;
-  };
   const auto list = [&](int kind) {
-    return BlockList{put(begin[kind], {1, 1, rows()}), put(count[kind], {1, 1, rows()}),
-                     put(index[kind], {static_cast<int64_t>(index[kind].size())})};
+    return BlockList{attnbench::upload(ctx, {1, 1, rows()}, begin[kind]),
+                     attnbench::upload(ctx, {1, 1, rows()}, count[kind]),
+                     attnbench::upload(ctx, {static_cast<int64_t>(index[kind].size())}, index[kind])};
   };
   mask.block_q = mask.block_k = block_;
   mask.full = list(0);

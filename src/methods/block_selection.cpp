@@ -129,22 +129,6 @@ Tensor repeated(const Tensor& t, int axis, int64_t count) {
   return t.strided(Shape(shape), Shape(strides));
 }
 
-Tensor upload_floats(Context& ctx, const Shape& shape, const std::vector<float>& values) {
-  const Tensor t = ctx.allocate(DType::f32, shape);
-  if (!values.empty())
-    ctx.backend().copy_bytes(t.raw(), t.device(), values.data(), DeviceKind::cpu,
-                             values.size() * sizeof(float));
-  return t;
-}
-
-Tensor upload_integers(Context& ctx, const Shape& shape, const std::vector<int32_t>& values) {
-  const Tensor t = ctx.allocate(DType::i32, shape);
-  if (!values.empty())
-    ctx.backend().copy_bytes(t.raw(), t.device(), values.data(), DeviceKind::cpu,
-                             values.size() * sizeof(int32_t));
-  return t;
-}
-
 RotaryTable rotary_table(Context& ctx, double theta, int64_t width, int64_t first, int64_t step,
                          int64_t count) {
   const int64_t pairs = width / 2;
@@ -158,7 +142,7 @@ RotaryTable rotary_table(Context& ctx, double theta, int64_t width, int64_t firs
       sine[static_cast<size_t>(n * pairs + i)] = static_cast<float>(std::sin(angle));
     }
   }
-  return {upload_floats(ctx, {count, pairs}, cosine), upload_floats(ctx, {count, pairs}, sine)};
+  return {upload(ctx, {count, pairs}, cosine), upload(ctx, {count, pairs}, sine)};
 }
 
 }  // namespace attnbench

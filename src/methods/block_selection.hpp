@@ -87,10 +87,6 @@ struct CostSheet {
 /// `t` with a new axis of `count` equal entries before `axis`: a view with stride 0.
 Tensor repeated(const Tensor& t, int axis, int64_t count);
 
-/// A device tensor of host values.
-Tensor upload_floats(Context& ctx, const Shape& shape, const std::vector<float>& values);
-Tensor upload_integers(Context& ctx, const Shape& shape, const std::vector<int32_t>& values);
-
 /// Tables of rotary positions first, first + step, ... (count of them): cosine and sine f32 [count, width /
 /// 2] of position * theta^(-2 i / width), angles in double.
 struct RotaryTable {

@@ -16,35 +16,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning,
-                  const char* from_problem = "") {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  s.from_problem = from_problem;
-  return s;
-}
-
-ParamSpec number(const char* name, double default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, default_value, meaning);
-  s.min = least;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "carve";
@@ -70,40 +41,42 @@ MethodInfo describe() {
       "qk: 2 H M D + 5 H M a row and pass. Contrast 2 Ls T Nv, fuse 2 Ls T Nv, upsampling 3 an element and "
       "axis. On the "
       "host afterwards: sort, components, crop, Canny and histogram, O(pixels log pixels), not charged.";
-  ParamSpec layers = param("layers", ParamSpec::Type::list, Value(Value::List{20, 21, 22, 23, 24, 25}),
-                           "layers fused, indices of the maps' layer axis; those beyond it are skipped");
+  ParamSpec layers =
+      spec::param("layers", ParamSpec::Type::list, Value(Value::List{20, 21, 22, 23, 24, 25}),
+                  "layers fused, indices of the maps' layer axis; those beyond it are skipped");
   layers.min = 0;
-  ParamSpec top = param("top_p", ParamSpec::Type::number, 0.2, "share of pixels kept, above 0");
+  ParamSpec top = spec::param("top_p", ParamSpec::Type::number, 0.2, "share of pixels kept, above 0");
   top.min = 0;
   top.max = 1;
   ParamSpec stop =
-      param("early_stop_layer", ParamSpec::Type::integer, Value(),
-            "layer at which the probing passes stop, for the cost model; null: the last of layers");
+      spec::param("early_stop_layer", ParamSpec::Type::integer, Value(),
+                  "layer at which the probing passes stop, for the cost model; null: the last of layers");
   stop.nullable = true;
   stop.min = 0;
-  m.params = {layers,
-              choice("step_mode", {"full", "first", "last"}, "steps fused"),
-              number("lam", 1e-8, 0, "lambda, above 0"),
-              top,
-              choice("region_rule", {"max_rule", "top_k"},
-                     "max_rule: max(min_keep_regions, regions p); top_k: max_regions"),
-              integer("max_regions", 3, 1, "K of top_k"),
-              integer("min_keep_regions", 3, 1, "of max_rule"),
-              choice("region_score", {"attention_sum", "size", "remove_small"},
-                     "remove_small: drop regions below outlier_percent of the mask, no ranking"),
-              number("outlier_percent", 0.1, 0, "remove_small only"),
-              integer("max_new_tokens", 32, 1, "T: generated steps"),
-              integer("grid_h", 16, 2, "token rows"),
-              integer("grid_w", 16, 2, "token columns"),
-              integer("image_h", 448, 2, "Him", "size[0]"),
-              integer("image_w", 448, 2, "Wim", "size[1]"),
-              integer("v0", 0, 0, "first visual key, qk only"),
-              integer("hue_bins", 180, 2, "B"),
-              number("canny_low", 100, 0, "edges continue from here"),
-              number("canny_high", 200, 0, "edges begin here"),
-              choice("entropy_source", {"question", "general", "contrast"}, "maps of the overall entropy"),
-              param("entropy_normalise", ParamSpec::Type::boolean, true, "divide a map by its sum first"),
-              stop};
+  m.params = {
+      layers,
+      spec::choice("step_mode", {"full", "first", "last"}, "steps fused"),
+      spec::number("lam", 1e-8, 0, "lambda, above 0"),
+      top,
+      spec::choice("region_rule", {"max_rule", "top_k"},
+                   "max_rule: max(min_keep_regions, regions p); top_k: max_regions"),
+      spec::integer("max_regions", 3, 1, "K of top_k"),
+      spec::integer("min_keep_regions", 3, 1, "of max_rule"),
+      spec::choice("region_score", {"attention_sum", "size", "remove_small"},
+                   "remove_small: drop regions below outlier_percent of the mask, no ranking"),
+      spec::number("outlier_percent", 0.1, 0, "remove_small only"),
+      spec::integer("max_new_tokens", 32, 1, "T: generated steps"),
+      spec::integer("grid_h", 16, 2, "token rows"),
+      spec::integer("grid_w", 16, 2, "token columns"),
+      spec::integer("image_h", 448, 2, "Him", "size[0]"),
+      spec::integer("image_w", 448, 2, "Wim", "size[1]"),
+      spec::integer("v0", 0, 0, "first visual key, qk only"),
+      spec::integer("hue_bins", 180, 2, "B"),
+      spec::number("canny_low", 100, 0, "edges continue from here"),
+      spec::number("canny_high", 200, 0, "edges begin here"),
+      spec::choice("entropy_source", {"question", "general", "contrast"}, "maps of the overall entropy"),
+      spec::param("entropy_normalise", ParamSpec::Type::boolean, true, "divide a map by its sum first"),
+      stop};
   m.kinds = {ProblemKind::image};
   m.figures = {
       {"GPU time per sample", "TextVQA, RTX A6000, LLaVA-1.5-7B", "plain model 0.17 s", "1.34 s (7.9x)",
@@ -384,13 +357,6 @@ void binary(Context& ctx, PointwiseArgs::Op op, const Tensor& a, const Tensor& b
   pointwise(ctx, p);
 }
 
-template <class T>
-Tensor upload(Context& ctx, DType dtype, const Shape& shape, std::vector<T> values) {
-  const Tensor t = ctx.allocate(dtype, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, dtype, shape, values.data()), t);
-  return t;
-}
-
 class CarveInstance final : public Instance {
  public:
   CarveInstance(Context& ctx, const Problem& problem, const Params& p, const Extents& e)
@@ -458,12 +424,12 @@ class CarveInstance final : public Instance {
         full[static_cast<size_t>(t * e_.layers + l)] +=
             first ? (t == 0 ? 1.0f : 0.0f) : static_cast<float>(t + 1);
     for (int64_t l : layers_) last[static_cast<size_t>(l)] += 1.0f;
-    weights_ = upload(ctx, DType::f32, {1, steps_ * e_.layers}, full);
-    last_weights_ = upload(ctx, DType::f32, {1, e_.layers}, last);
+    weights_ = upload(ctx, {1, steps_ * e_.layers}, full);
+    last_weights_ = upload(ctx, {1, e_.layers}, last);
     rows_ = axis(ctx, grid_.h, h_, grid_.w);
     columns_ = axis(ctx, grid_.w, w_, h_);
     if (e_.qk())
-      mean_ = upload(ctx, DType::f32, {e_.heads, 1},
+      mean_ = upload(ctx, {e_.heads, 1},
                      std::vector<float>(static_cast<size_t>(e_.heads),
                                         static_cast<float>(1.0 / static_cast<double>(e_.heads))));
   }
@@ -647,8 +613,7 @@ class CarveInstance final : public Instance {
       weight.insert(weight.end(), static_cast<size_t>(width),
                     static_cast<float>(clamped - static_cast<double>(low)));
     }
-    return {upload(ctx, DType::i32, {out}, lower), upload(ctx, DType::i32, {out}, upper),
-            upload(ctx, DType::f32, {out, width}, weight)};
+    return {upload(ctx, {out}, lower), upload(ctx, {out}, upper), upload(ctx, {out, width}, weight)};
   }
 
   /// y [out, width] = a + w (b - a), a and b rows of x [in, width].

@@ -17,29 +17,8 @@ namespace {
 
 using Site = Transformer::Site;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning,
-                  const char* from_problem = "") {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  s.from_problem = from_problem;
-  return s;
-}
-
-ParamSpec boolean(const char* name, bool default_value, const char* meaning) {
-  return param(name, ParamSpec::Type::boolean, default_value, meaning);
-}
-
 ParamSpec head_list(const char* name, Value default_value, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::list, std::move(default_value), meaning);
+  ParamSpec s = spec::param(name, ParamSpec::Type::list, std::move(default_value), meaning);
   s.nested = true;
   s.min = 0;
   return s;
@@ -72,8 +51,8 @@ MethodInfo describe() {
       "F(N) = L (24 N C^2 + 2 N (N + 1) C) + 2 C V. Full runs: 2 + 2 senders forwards a batch. incremental: "
       "clean and "
       "corrupt once, then 2 rows of 2 L (24 C^2 + 4 N C) a sender.";
-  ParamSpec frac =
-      param("top_frac", ParamSpec::Type::number, 0.02, "share of the heads that make a circuit, above 0");
+  ParamSpec frac = spec::param("top_frac", ParamSpec::Type::number, 0.02,
+                               "share of the heads that make a circuit, above 0");
   frac.min = 0;
   frac.max = 1;
   ParamSpec receivers =
@@ -81,29 +60,32 @@ MethodInfo describe() {
                 "receivers R: list of [layer, head], or logits: the residual before the final norm");
   receivers.choices = {"logits"};
   ParamSpec component =
-      param("component", ParamSpec::Type::choice, "z", "what of a head receiver is patched");
+      spec::param("component", ParamSpec::Type::choice, "z", "what of a head receiver is patched");
   component.choices = {"z", "q", "k", "v"};
-  ParamSpec sources = param("override_sources", ParamSpec::Type::list, Value::List{},
-                            "positions that overridden heads attend to, evenly; empty: no override is run");
+  ParamSpec sources =
+      spec::param("override_sources", ParamSpec::Type::list, Value::List{},
+                  "positions that overridden heads attend to, evenly; empty: no override is run");
   sources.min = 0;
   m.params = {
-      integer("num_layers", 24, 1, "L (GPT-2 Medium)"),
-      integer("num_heads", 16, 1, "H", "heads"),
-      integer("head_dim", 64, 1, "D; C = H D", "head_dim"),
-      integer("vocab_size", 50257, 2, "V"),
-      integer("max_len", 1024, 1, "rows of the position table"),
-      boolean("use_mlp", true, "false: attention-only stack"),
-      integer("seq_len", 64, 1, "N", "length"),
-      integer("batch_size", 25, 1, "prompts at once", "batch"),
-      integer("num_examples", 1000, 1,
-              "prompts of the published experiment: num_examples / batch_size batches"),
+      spec::integer("num_layers", 24, 1, "L (GPT-2 Medium)"),
+      spec::integer("num_heads", 16, 1, "H", "heads"),
+      spec::integer("head_dim", 64, 1, "D; C = H D", "head_dim"),
+      spec::integer("vocab_size", 50257, 2, "V"),
+      spec::integer("max_len", 1024, 1, "rows of the position table"),
+      spec::boolean("use_mlp", true, "false: attention-only stack"),
+      spec::integer("seq_len", 64, 1, "N", "length"),
+      spec::integer("batch_size", 25, 1, "prompts at once", "batch"),
+      spec::integer("num_examples", 1000, 1,
+                    "prompts of the published experiment: num_examples / batch_size batches"),
       receivers,
       component,
-      param("position", ParamSpec::Type::integer, -1,
-            "pos: the row that is swapped; negative counts from the end"),
-      boolean("freeze_mlps", false, "MLP outputs at pos keep their clean values in the sender's run"),
-      boolean("truncate_to_receiver", true, "skip senders above the lowest receiver layer; their score is 0"),
-      boolean("incremental", true, "compute only the rows from pos on, against cached clean keys and values"),
+      spec::param("position", ParamSpec::Type::integer, -1,
+                  "pos: the row that is swapped; negative counts from the end"),
+      spec::boolean("freeze_mlps", false, "MLP outputs at pos keep their clean values in the sender's run"),
+      spec::boolean("truncate_to_receiver", true,
+                    "skip senders above the lowest receiver layer; their score is 0"),
+      spec::boolean("incremental", true,
+                    "compute only the rows from pos on, against cached clean keys and values"),
       frac,
       head_list("override_heads", Value::List{pair(12, 3), pair(13, 4), pair(13, 13), pair(19, 1)},
                 "heads whose last row is overridden where override_sources are given"),
@@ -698,11 +680,6 @@ class CircuitInstance final : public Instance {
 
   // ---- the end on the host
 
-  Tensor upload(Context& ctx, const Shape& shape, std::vector<float> values) const {
-    const Tensor t = ctx.allocate(DType::f32, shape);
-    copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::f32, shape, values.data()), t);
-    return t;
-  }
   template <class T>
   std::vector<T> read(Context& ctx, const Tensor& t) const {
     std::vector<T> v(static_cast<size_t>(t.numel()));

@@ -47,46 +47,47 @@ MethodInfo describe() {
       "beyond; each sample runs to its own level and back. About 10 n pointwise. Fit: 181 x 160 x bands "
       "exponentials. No "
       "parameters.";
-  ParamSpec sds =
-      list("noise_sds", Value(Value::List{0.0, 0.02, 0.04, 0.08, 0.16}), "noise levels, ascending, 0 first");
+  ParamSpec sds = spec::list("noise_sds", Value(Value::List{0.0, 0.02, 0.04, 0.08, 0.16}),
+                             "noise levels, ascending, 0 first");
   sds.min = 0.0;
-  ParamSpec sigma = list("sigma", Value(), "noise SD of each sample; null: 0.16");
+  ParamSpec sigma = spec::list("sigma", Value(), "noise SD of each sample; null: 0.16");
   sigma.min = 0.0;
-  ParamSpec band = list("band", Value(), "band of each sample; null: its index mod num_bands");
+  ParamSpec band = spec::list("band", Value(), "band of each sample; null: its index mod num_bands");
   band.min = 0.0;
-  ParamSpec taps = list("filter_taps", "binomial-5", "pyramid kernel, odd number of taps");
+  ParamSpec taps = spec::list("filter_taps", "binomial-5", "pyramid kernel, odd number of taps");
   taps.choices = {"binomial-5"};
-  ParamSpec contrast = number("contrast", 0.2, 0, "of the image");
+  ParamSpec contrast = spec::number("contrast", 0.2, 0, "of the image");
   contrast.max = 1.0;
-  ParamSpec luminance = number("mean_luminance", 0.449, 0, "of the image");
+  ParamSpec luminance = spec::number("mean_luminance", 0.449, 0, "of the image");
   luminance.max = 1.0;
-  ParamSpec gap = number("edge_gap", 0.1, 0, "where moved pixels land from black and white");
+  ParamSpec gap = spec::number("edge_gap", 0.1, 0, "where moved pixels land from black and white");
   gap.max = 0.4999999;
-  ParamSpec pass = number("threshold_acc", 50.0, 0, "percent that must be exceeded");
+  ParamSpec pass = spec::number("threshold_acc", 50.0, 0, "percent that must be exceeded");
   pass.max = 100.0;
   ParamSpec file;
   file.name = "matrix_file";
   file.type = ParamSpec::Type::text;
   file.default_value = "";
   file.meaning = "accuracy matrix, levels x bands numbers in percent; skips images and observer";
-  m.params = {choice("stage", {"all", "stimulus", "channel_fit"},
-                     "stimulus: images; channel_fit: thresholds and fit"),
-              from_problem(integer("image_size", 224, 10, "S"), "size[0]"),
-              sds,
-              integer("num_bands", 7, 1, "octave bands, at most as many as the pyramid has levels"),
-              sigma,
-              band,
-              contrast,
-              luminance,
-              gap,
-              taps,
-              boolean("equalise_rms", true, "every band gets the RMS of the finest"),
-              pass,
-              number("lowest_center", 1.75, 0, "centre of band 0, cycles per image"),
-              integer("trials_per_cell", 30, 1, "of a real observer; the synthetic one answers exactly"),
-              file,
-              choice("observer", {"synthetic", "callback", "file"}, "who fills the accuracy matrix"),
-              integer("seed", 0, 0, "of the noise")};
+  m.params = {
+      spec::choice("stage", {"all", "stimulus", "channel_fit"},
+                   "stimulus: images; channel_fit: thresholds and fit"),
+      from_problem(spec::integer("image_size", 224, 10, "S"), "size[0]"),
+      sds,
+      spec::integer("num_bands", 7, 1, "octave bands, at most as many as the pyramid has levels"),
+      sigma,
+      band,
+      contrast,
+      luminance,
+      gap,
+      taps,
+      spec::boolean("equalise_rms", true, "every band gets the RMS of the finest"),
+      pass,
+      spec::number("lowest_center", 1.75, 0, "centre of band 0, cycles per image"),
+      spec::integer("trials_per_cell", 30, 1, "of a real observer; the synthetic one answers exactly"),
+      file,
+      spec::choice("observer", {"synthetic", "callback", "file"}, "who fills the accuracy matrix"),
+      spec::integer("seed", 0, 0, "of the noise")};
   m.kinds = {ProblemKind::image};
   m.dtypes = {DType::f32};
   m.figures = {

@@ -47,26 +47,27 @@ MethodInfo describe() {
       "About 8.2 "
       "MFLOP for the defaults. No parameters.";
   m.params = {
-      number("fs", Value(), 0, "sample rate, Hz; null: problem.sample_rate, or 200"),
-      from_problem(integer("samples", 24000, 1, "N (with preprocess full: of the EEG)"), "samples"),
-      from_problem(integer("channels", 4, 1, "Ch, responses"), "channels"),
-      integer("nperseg", 200, 2, "window length"),
-      integer("noverlap", 100, 0, "points that neighbouring windows share"),
-      integer("nfft", 200, 2, "transform length"),
-      choice("window", {"hann", "hamming", "boxcar"}, "periodic"),
-      choice("boundary", {"zeros", "none"}, "n/2 zeros on both sides of the signal, or none"),
-      number("eps", 0.0, 0, "regulariser of the division: Y conj X / (|X|^2 + eps^2)"),
-      choice("phase_mode", {"difference", "ratio"}, "arg Y - arg X, not wrapped; or arg H"),
-      choice("csd_source", {"transfer", "response"}, "H, or Y (plain coherence)"),
-      number("peak_height_tf", 0.5, 0, "fraction of the maximum of log10 R"),
-      number("peak_height_csd", 0.4, 0, "fraction of the maximum of log10 CSD and of Coef"),
-      integer("peak_distance", 10, 1, "bins between peaks"),
-      integer("hist_bins", 50, 1, "of the pooled histogram"),
-      choice("preprocess", {"none", "full"}, "full: x is audio, filtered to its envelope; y is filtered"),
-      choice("fir_window", {"kaiser", "hamming"},
-             "kaiser reproduces the published numbers, hamming the stated intent"),
-      integer("audio_rate", 22050, 1, "Hz, preprocess full"),
-      choice("accumulate", {"f64", "f32"}, "type of the sums over time")};
+      spec::number("fs", Value(), 0, "sample rate, Hz; null: problem.sample_rate, or 200"),
+      from_problem(spec::integer("samples", 24000, 1, "N (with preprocess full: of the EEG)"), "samples"),
+      from_problem(spec::integer("channels", 4, 1, "Ch, responses"), "channels"),
+      spec::integer("nperseg", 200, 2, "window length"),
+      spec::integer("noverlap", 100, 0, "points that neighbouring windows share"),
+      spec::integer("nfft", 200, 2, "transform length"),
+      spec::choice("window", {"hann", "hamming", "boxcar"}, "periodic"),
+      spec::choice("boundary", {"zeros", "none"}, "n/2 zeros on both sides of the signal, or none"),
+      spec::number("eps", 0.0, 0, "regulariser of the division: Y conj X / (|X|^2 + eps^2)"),
+      spec::choice("phase_mode", {"difference", "ratio"}, "arg Y - arg X, not wrapped; or arg H"),
+      spec::choice("csd_source", {"transfer", "response"}, "H, or Y (plain coherence)"),
+      spec::number("peak_height_tf", 0.5, 0, "fraction of the maximum of log10 R"),
+      spec::number("peak_height_csd", 0.4, 0, "fraction of the maximum of log10 CSD and of Coef"),
+      spec::integer("peak_distance", 10, 1, "bins between peaks"),
+      spec::integer("hist_bins", 50, 1, "of the pooled histogram"),
+      spec::choice("preprocess", {"none", "full"},
+                   "full: x is audio, filtered to its envelope; y is filtered"),
+      spec::choice("fir_window", {"kaiser", "hamming"},
+                   "kaiser reproduces the published numbers, hamming the stated intent"),
+      spec::integer("audio_rate", 22050, 1, "Hz, preprocess full"),
+      spec::choice("accumulate", {"f64", "f32"}, "type of the sums over time")};
   for (ParamSpec& p : m.params)
     if (p.name.starts_with("peak_height")) p.max = 1.0;
   m.kinds = {ProblemKind::signal};

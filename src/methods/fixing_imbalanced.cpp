@@ -17,36 +17,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, int64_t default_value, double least, const char* meaning,
-                  const char* from_problem = "") {
-  ParamSpec s = param(name, ParamSpec::Type::integer, default_value, meaning);
-  s.min = least;
-  s.from_problem = from_problem;
-  return s;
-}
-
-ParamSpec share(const char* name, double default_value, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, default_value, meaning);
-  s.min = 0;
-  s.max = 1;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "fixing_imbalanced";
@@ -70,35 +40,37 @@ MethodInfo describe() {
       "row before "
       "and after the change), 10 M pointwise a head; selector 2 Hv Nv adds a map (Hv (Nv + 1)^2 with "
       "spatial_ratio).";
-  ParamSpec iqr = param("iqr_factor", ParamSpec::Type::number, 1.5, "f, step 2");
+  ParamSpec iqr = spec::param("iqr_factor", ParamSpec::Type::number, 1.5, "f, step 2");
   iqr.min = 0;
-  ParamSpec gamma = param("guidance_gamma", ParamSpec::Type::number, Value(),
-                          "logit guidance of the published runs (1.1), outside the module");
+  ParamSpec gamma = spec::param("guidance_gamma", ParamSpec::Type::number, Value(),
+                                "logit guidance of the published runs (1.1), outside the module");
   gamma.nullable = true;
   gamma.min = 1;
   m.params = {
-      share("alpha", 0.7, "local factor (published 0.1 to 0.9)"),
-      share("beta", 0.4, "summary factor"),
-      share("local_ratio", 0.25, "share of Nv in Lc0"),
-      share("spatial_ratio", 0.0, "share of Nv in Sp (0.05 for the spatial variant)"),
-      choice(
+      spec::share("alpha", 0.7, "local factor (published 0.1 to 0.9)"),
+      spec::share("beta", 0.4, "summary factor"),
+      spec::share("local_ratio", 0.25, "share of Nv in Lc0"),
+      spec::share("spatial_ratio", 0.0, "share of Nv in Sp (0.05 for the spatial variant)"),
+      spec::choice(
           "spatial_axis", {"query_cols", "key_rows"},
           "query_cols: attention a patch receives; key_rows: what the released code sums, 1 for every patch"),
       iqr,
-      integer("layer_first", 2, 0, "first language layer modified, of the host model"),
-      integer("layer_last", 31, 0, "last one, inclusive"),
-      param("vis_layer_local", ParamSpec::Type::integer, 0, "vision layer of A1, of the host model"),
-      param("vis_layer_summary", ParamSpec::Type::integer, -2, "vision layer of A2, of the host model"),
-      integer("num_vision_tokens", 576, 4, "Nv (24 x 24)"),
-      integer("num_vision_heads", 16, 1, "Hv (CLIP-L)"),
-      integer("image_offset", 35, 0, "v0: key of the first image token"),
-      integer("num_heads", 32, 1, "H (LLaVA-1.5-7B)", "heads"),
-      integer("num_kv_heads", 32, 1, "Hkv", "kv_heads"),
-      integer("head_dim", 128, 1, "D", "head_dim"),
-      choice("mode", {"paint", "pai", "off"}, "pai: every image token is local, none is summary; off: dense"),
-      choice("head_mode", {"uniform", "visual_share"},
-             "visual_share: factors times the head's mass on the image over the mean of heads, cut to [0, 2] "
-             "(chosen)"),
+      spec::integer("layer_first", 2, 0, "first language layer modified, of the host model"),
+      spec::integer("layer_last", 31, 0, "last one, inclusive"),
+      spec::param("vis_layer_local", ParamSpec::Type::integer, 0, "vision layer of A1, of the host model"),
+      spec::param("vis_layer_summary", ParamSpec::Type::integer, -2, "vision layer of A2, of the host model"),
+      spec::integer("num_vision_tokens", 576, 4, "Nv (24 x 24)"),
+      spec::integer("num_vision_heads", 16, 1, "Hv (CLIP-L)"),
+      spec::integer("image_offset", 35, 0, "v0: key of the first image token"),
+      spec::integer("num_heads", 32, 1, "H (LLaVA-1.5-7B)", "heads"),
+      spec::integer("num_kv_heads", 32, 1, "Hkv", "kv_heads"),
+      spec::integer("head_dim", 128, 1, "D", "head_dim"),
+      spec::choice("mode", {"paint", "pai", "off"},
+                   "pai: every image token is local, none is summary; off: dense"),
+      spec::choice(
+          "head_mode", {"uniform", "visual_share"},
+          "visual_share: factors times the head's mass on the image over the mean of heads, cut to [0, 2] "
+          "(chosen)"),
       gamma};
   m.kinds = {ProblemKind::sequence};
   m.figures = {
@@ -149,12 +121,6 @@ void call_pointwise(Context& ctx, PointwiseArgs::Op op, const Tensor& a, const T
   p.alpha = alpha;
   p.beta = beta;
   pointwise(ctx, p);
-}
-
-Tensor upload(Context& ctx, const Shape& shape, std::vector<float> values) {
-  const Tensor t = ctx.allocate(DType::f32, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::f32, shape, values.data()), t);
-  return t;
 }
 
 class PaintInstance final : public HeadsInstance {

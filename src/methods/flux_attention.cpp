@@ -20,23 +20,6 @@ namespace {
 /// Bytes of stride scores that exist at a time.
 constexpr int64_t kScoreBytes = int64_t{512} << 20;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, std::optional<double> min,
-                std::optional<double> max, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.nullable = value.is_null();
-  s.default_value = std::move(value);
-  s.min = min, s.max = max;
-  s.meaning = meaning;
-  return s;
-}
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), {}, {}, meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   using Type = ParamSpec::Type;
   MethodInfo m;
@@ -67,23 +50,25 @@ MethodInfo describe() {
       "Router 72 B D^2 FLOPs and 36 D^2 + 17 D + 2 parameters. Full 4 D pairs; streaming 4 D b^2 a block of "
       "sum_i min(i + 1, s + w); xattn about 1 / (2 S) of dense for the estimate.";
   m.params = {
-      param("pool_size", Type::integer, 100, 1, {}, "P, tokens at each edge of the prompt"),
-      choice("pooling", {"edges", "mean", "first_token"}, "which tokens the router sees"),
-      choice("sparse_type", {"streaming", "xattn", "triangle", "local", "none"}, "the sparse branch"),
-      choice("full_type", {"full", "xattn"}, "the full branch"),
-      param("block_size", Type::integer, 128, 16, 256, "b, tokens of a block"),
-      param("sink_size", Type::integer, 128, 0, {}, "first tokens that stay visible, rounded up to blocks"),
-      param("local_window", Type::integer, 2048, 1, {},
-            "last tokens that stay visible, rounded up to blocks"),
-      param("triangle_n_last", Type::integer, 128, 1, {}, "dense rows at the end of a triangle"),
-      param("xattn_stride", Type::integer, 16, 1, {}, "S, divides block_size"),
-      param("xattn_threshold", Type::number, 0.9, 0.0, 1.0, "share of a row's estimated mass to keep"),
-      choice("force", {"router", "full", "sparse", "list"},
-             "decision: the router's, or fixed; list: a stack of num_layers layers, sparse_ratio of them "
-             "sparse"),
-      param("sparse_ratio", Type::number, Value(), 0.0, 1.0,
-            "share of sparse layers of force: list, evenly spaced"),
-      param("num_layers", Type::integer, 36, 1, {}, "layers of force: list"),
+      spec::param("pool_size", Type::integer, 100, 1, {}, "P, tokens at each edge of the prompt"),
+      spec::choice("pooling", {"edges", "mean", "first_token"}, "which tokens the router sees"),
+      spec::choice("sparse_type", {"streaming", "xattn", "triangle", "local", "none"}, "the sparse branch"),
+      spec::choice("full_type", {"full", "xattn"}, "the full branch"),
+      spec::param("block_size", Type::integer, 128, 16, 256, "b, tokens of a block"),
+      spec::param("sink_size", Type::integer, 128, 0, {},
+                  "first tokens that stay visible, rounded up to blocks"),
+      spec::param("local_window", Type::integer, 2048, 1, {},
+                  "last tokens that stay visible, rounded up to blocks"),
+      spec::param("triangle_n_last", Type::integer, 128, 1, {}, "dense rows at the end of a triangle"),
+      spec::param("xattn_stride", Type::integer, 16, 1, {}, "S, divides block_size"),
+      spec::param("xattn_threshold", Type::number, 0.9, 0.0, 1.0, "share of a row's estimated mass to keep"),
+      spec::choice(
+          "force", {"router", "full", "sparse", "list"},
+          "decision: the router's, or fixed; list: a stack of num_layers layers, sparse_ratio of them "
+          "sparse"),
+      spec::param("sparse_ratio", Type::number, Value(), 0.0, 1.0,
+                  "share of sparse layers of force: list, evenly spaced"),
+      spec::param("num_layers", Type::integer, 36, 1, {}, "layers of force: list"),
       scale_param()};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"prefill speed-up", "long-context LLM, layer routing, up to", "dense backbone", "2.8x",
@@ -218,7 +203,7 @@ class FluxInstance final : public BlockSelectionInstance {
     const auto thresholds = [&](const auto& value) {
       std::vector<float> row(static_cast<size_t>(nb));
       for (int64_t c = 0; c < nb; ++c) row[static_cast<size_t>(c)] = value(c);
-      return upload_floats(ctx, {nb}, row);
+      return upload(ctx, {nb}, row);
     };
     // A column or diagonal is on where gate > threshold (or < when the full branch is xattn), gate = r.
     if (full_ == "xattn") {
@@ -251,7 +236,7 @@ class FluxInstance final : public BlockSelectionInstance {
       stream_.rule.offset = 0;
       allocate_block_lists(ctx, stream_, f.batch, 1);
     }
-    ones_ = upload_floats(ctx, {f.batch, nb}, std::vector<float>(static_cast<size_t>(f.batch * nb), 1.0f));
+    ones_ = upload(ctx, {f.batch, nb}, std::vector<float>(static_cast<size_t>(f.batch * nb), 1.0f));
   }
 
   void run(Context& ctx) override {
@@ -505,7 +490,7 @@ class FluxInstance final : public BlockSelectionInstance {
     if (!none_) {
       std::vector<float> row(static_cast<size_t>(key_blocks()), 2.0f);
       row[0] = 0.5f;
-      none_ = upload_floats(ctx, {key_blocks()}, row);
+      none_ = upload(ctx, {key_blocks()}, row);
     }
     return none_;
   }
@@ -521,8 +506,8 @@ class FluxInstance final : public BlockSelectionInstance {
         reversed.push_back(q < n ? static_cast<int32_t>(q) : -1);
         plain.push_back(k < n ? static_cast<int32_t>(k) : -1);
       }
-    reversed_ = upload_integers(ctx, {1, 1, rows * stride_}, reversed);
-    plain_ = upload_integers(ctx, {1, 1, rows * stride_}, plain);
+    reversed_ = upload(ctx, {1, 1, rows * stride_}, reversed);
+    plain_ = upload(ctx, {1, 1, rows * stride_}, plain);
     // Rows of the first estimation chunk are counted by another rule (a quirk of the original that decides
     // which blocks are kept).
     const auto power = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(n)));

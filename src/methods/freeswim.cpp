@@ -14,17 +14,6 @@ namespace {
 /// Tokens of a block of the window mask: what tensor-core kernels take.
 constexpr int64_t kBlock = 128;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, std::optional<double> min,
-                const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(value);
-  s.min = min;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   using Type = ParamSpec::Type;
   MethodInfo m;
@@ -58,22 +47,23 @@ MethodInfo describe() {
       "H D over the pairs of the visited blocks when run; full 4 H D N^2; cross 4 H D N S; copies of o_0 and "
       "c. Self-attention of a guided step against full attention: 1 + Wd / N without, (2 Wd / N + 1 / "
       "cache_steps) / 2 with the cache.";
-  ParamSpec grid = param("grid", Type::list, Value(Value::List{Value(21), Value(67), Value(120)}), 1,
-                         "[T, Hg, Wg] in tokens");
+  ParamSpec grid = spec::param("grid", Type::list, Value(Value::List{Value(21), Value(67), Value(120)}), 1,
+                               "[T, Hg, Wg] in tokens");
   grid.from_problem = "grid";
-  ParamSpec mode = param("mode", Type::choice, "nocache", {}, "which paths run, and how");
+  ParamSpec mode = spec::param("mode", Type::choice, "nocache", {}, "which paths run, and how");
   mode.choices = {"nocache", "cache", "window_only", "full_only"};
-  m.params = {grid,
-              param("half_height", Type::integer, 15, 0, "dh: half extent in tokens; 480 rows / 16 / 2"),
-              param("half_width", Type::integer, 26, 0, "dw: half extent in tokens; 832 columns / 16 / 2"),
-              param("inward", Type::boolean, true, {}, "shift windows inward at the borders"),
-              param("train_tokens_per_frame", Type::integer, 1560, 2, "n0 of the scale; 30 x 52"),
-              param("log_scale", Type::boolean, true, {}, "false: 1 / sqrt(D)"),
-              mode,
-              param("cache_steps", Type::integer, 2, 1, "steps between full passes (mode cache)"),
-              param("text_tokens", Type::integer, 512, 1, "S"),
-              param("guidance", Type::boolean, true, {}, "the unconditional pass, too (mode cache)"),
-              param("num_steps", Type::integer, 35, 1, "denoising steps (mode cache)")};
+  m.params = {
+      grid,
+      spec::param("half_height", Type::integer, 15, 0, "dh: half extent in tokens; 480 rows / 16 / 2"),
+      spec::param("half_width", Type::integer, 26, 0, "dw: half extent in tokens; 832 columns / 16 / 2"),
+      spec::param("inward", Type::boolean, true, {}, "shift windows inward at the borders"),
+      spec::param("train_tokens_per_frame", Type::integer, 1560, 2, "n0 of the scale; 30 x 52"),
+      spec::param("log_scale", Type::boolean, true, {}, "false: 1 / sqrt(D)"),
+      mode,
+      spec::param("cache_steps", Type::integer, 2, 1, "steps between full passes (mode cache)"),
+      spec::param("text_tokens", Type::integer, 512, 1, "S"),
+      spec::param("guidance", Type::boolean, true, {}, "the unconditional pass, too (mode cache)"),
+      spec::param("num_steps", Type::integer, 35, 1, "denoising steps (mode cache)")};
   m.kinds = {ProblemKind::video};
   m.figures = {
       {"cross-attention caching", "Wan2.1, high resolution", "the same method without cache",

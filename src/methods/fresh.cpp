@@ -47,9 +47,9 @@ MethodInfo describe() {
       "log2 S^2 each; "
       "distance about 3 m. Selection / training of one network = K E / (2.7 steps).";
   ParamSpec candidates =
-      list("candidates", Value(), "values of the searched parameter; null: the paper's grid");
-  ParamSpec betas =
-      list("beta_values", Value(Value::List{1.0}), "siren: shapes of the first layer's Beta distribution");
+      spec::list("candidates", Value(), "values of the searched parameter; null: the paper's grid");
+  ParamSpec betas = spec::list("beta_values", Value(Value::List{1.0}),
+                               "siren: shapes of the first layer's Beta distribution");
   betas.min = 1e-3;
   ParamSpec target;
   target.name = "target";
@@ -57,26 +57,26 @@ MethodInfo describe() {
   target.default_value = "synthetic";
   target.meaning =
       "where y comes from if no input file gives it: a power-law image, or an .npy file [C, H, W]";
-  m.params = {
-      choice("model", {"siren", "fourier", "finer_omega", "finer_bias", "wire", "external"},
-             "what is rendered; external: outputs are given"),
-      candidates,
-      betas,
-      integer("spectrum_size", 64, 1, "m, at most 2 S - 2"),
-      integer("repeats", 10, 1, "E, networks per candidate"),
-      boolean("drop_dc", true, "leave out the mean"),
-      integer("max_side", 1024, 2, "larger or oblong images are resized to a square of at most this side"),
-      integer("hidden_features", 256, 1, "w"),
-      integer("hidden_layers", 3, 1, "L"),
-      number("hidden_omega", Value(), 0, "factor of hidden layers; null: 30, wire 10"),
-      integer("in_dim", 2, 1, "coordinates"),
-      from_problem(integer("out_channels", 3, 1, "C"), "channels"),
-      from_problem(integer("height", 512, 2, "of the target"), "size[0]"),
-      from_problem(integer("width", 768, 2, "of the target"), "size[1]"),
-      integer("eval_batch", 600000, 1, "coordinates per forward"),
-      target,
-      integer("seed", 0, 0, "of networks and synthetic target, the same for every candidate"),
-      integer("train_steps", 15000, 0, "of the training that selection is compared with")};
+  m.params = {spec::choice("model", {"siren", "fourier", "finer_omega", "finer_bias", "wire", "external"},
+                           "what is rendered; external: outputs are given"),
+              candidates,
+              betas,
+              spec::integer("spectrum_size", 64, 1, "m, at most 2 S - 2"),
+              spec::integer("repeats", 10, 1, "E, networks per candidate"),
+              spec::boolean("drop_dc", true, "leave out the mean"),
+              spec::integer("max_side", 1024, 2,
+                            "larger or oblong images are resized to a square of at most this side"),
+              spec::integer("hidden_features", 256, 1, "w"),
+              spec::integer("hidden_layers", 3, 1, "L"),
+              spec::number("hidden_omega", Value(), 0, "factor of hidden layers; null: 30, wire 10"),
+              spec::integer("in_dim", 2, 1, "coordinates"),
+              from_problem(spec::integer("out_channels", 3, 1, "C"), "channels"),
+              from_problem(spec::integer("height", 512, 2, "of the target"), "size[0]"),
+              from_problem(spec::integer("width", 768, 2, "of the target"), "size[1]"),
+              spec::integer("eval_batch", 600000, 1, "coordinates per forward"),
+              target,
+              spec::integer("seed", 0, 0, "of networks and synthetic target, the same for every candidate"),
+              spec::integer("train_steps", 15000, 0, "of the training that selection is compared with")};
   m.kinds = {ProblemKind::image};
   m.dtypes = {DType::f32};
   m.figures = {
@@ -103,6 +103,7 @@ MethodInfo describe() {
       "train_steps enters derived figures only: nothing is trained here. f32 only: coordinates times 200 and "
       "more need its "
       "mantissa."};
+  m.example_params = {{"candidates", Value::List{10, 60}}, {"repeats", 2}};
   m.example.kind = ProblemKind::image;
   m.example.size = {33, 33};  // the smallest with 64 anti-diagonals
   m.example.channels = 1;

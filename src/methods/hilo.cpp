@@ -290,7 +290,7 @@ class HiLo final : public Method {
       alpha.max = 1.0;
       alpha.meaning = "share of Lo-Fi heads; Hl = floor(H alpha)";
       i.params = layer_params(
-          {integer_param("window_size", 2, 1, "s: Hi-Fi window and Lo-Fi pooling; 1 is plain attention"),
+          {spec::integer("window_size", 2, 1, "s: Hi-Fi window and Lo-Fi pooling; 1 is plain attention"),
            alpha});
       i.figures = {
           {"CPU throughput", "B 64, 14x14, C 768, H 12, f32, s 2, alpha 0.9; i9-10900X", "sra, sr_ratio 2",

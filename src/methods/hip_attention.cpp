@@ -11,16 +11,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec integer(const char* name, int64_t value, double least, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = ParamSpec::Type::integer;
-  s.default_value = value;
-  s.min = least;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "hip_attention";
@@ -60,22 +50,22 @@ MethodInfo describe() {
   causal.default_value = true;
   causal.from_problem = "causal";
   causal.meaning = "rows see keys up to their own position";
-  ParamSpec scale_up = integer("scale_up", 2, 2, "children of a cell");
+  ParamSpec scale_up = spec::integer("scale_up", 2, 2, "children of a cell");
   scale_up.max = 2;
-  m.params = {integer("mask_k", 512, 1, "k, tokens kept for each block of queries"),
-              integer("block_size_q", 64, 1, "bq, rows of a block of queries"),
-              integer("block_stride_q", 2, 1, "every how many rows are sampled for scores"),
-              integer("block_size_k", 2, 1, "bk, tokens of a key block"),
-              integer("block_stride_k", 1, 1, "every how many keys of a block are sampled"),
+  m.params = {spec::integer("mask_k", 512, 1, "k, tokens kept for each block of queries"),
+              spec::integer("block_size_q", 64, 1, "bq, rows of a block of queries"),
+              spec::integer("block_stride_q", 2, 1, "every how many rows are sampled for scores"),
+              spec::integer("block_size_k", 2, 1, "bk, tokens of a key block"),
+              spec::integer("block_stride_k", 1, 1, "every how many keys of a block are sampled"),
               representative,
-              integer("sliding_window", 256, 0, "w, newest keys that are always visible"),
-              integer("sink_tokens", 16, 0, "first keys that are always visible"),
-              integer("refresh_interval", 8, 1, "decode: steps that share one search"),
-              integer("dense_queries", 0, 0, "rows below this position attend densely"),
-              integer("dense_layers", 3, 0, "model level: first layers that stay dense"),
+              spec::integer("sliding_window", 256, 0, "w, newest keys that are always visible"),
+              spec::integer("sink_tokens", 16, 0, "first keys that are always visible"),
+              spec::integer("refresh_interval", 8, 1, "decode: steps that share one search"),
+              spec::integer("dense_queries", 0, 0, "rows below this position attend densely"),
+              spec::integer("dense_layers", 3, 0, "model level: first layers that stay dense"),
               causal,
               scale_up,
-              integer("seed", 0, 0, "of representative: random")};
+              spec::integer("seed", 0, 0, "of representative: random")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {
       {"decode attention, mask refreshed", "Llama-3.1-8B layer, T 8k/16k/32k/64k/128k", "FlashAttention",

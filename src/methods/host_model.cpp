@@ -11,27 +11,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "transformer";
@@ -59,25 +38,28 @@ MethodInfo describe() {
       "w matrices "
       "of the MLP, R rows with logits; decode: the same pairs, one row at a time.";
   m.params = {
-      choice("architecture", {"gpt2", "llama", "bert", "lens"},
-             "gpt2: LayerNorm, learned positions, GELU (tanh), tied head; llama: RMSNorm, rotary positions, "
-             "gated SiLU, "
-             "no biases; bert: post-norm encoder, GELU, no head; lens: gpt2 with its own head, "
-             "TransformerLens names"),
-      integer("num_layers", 12, 1, "L"),
-      integer("mlp_hidden", 0, 0, "width of the MLP; 0: 4 C"),
-      param("use_mlp", ParamSpec::Type::boolean, true, "lens only: false makes an attention-only stack"),
-      integer("vocab_size", 50257, 2, "V"),
-      integer("max_len", 1024, 1, "longest sequence"),
-      param("tied", ParamSpec::Type::boolean, false, "llama: the head is the embedding"),
-      param("rotary_base", ParamSpec::Type::number, 10000.0, "llama: base of the frequencies"),
-      param("norm_eps", ParamSpec::Type::number, Value(), "null: 1e-5, bert 1e-12"),
-      param("attention", ParamSpec::Type::text, "",
-            "empty: the operator; else a heads-form method with its parameters, 'sliding_window window=64', "
-            "or one for "
-            "each layer between semicolons"),
-      integer("decode", 0, 0, "so many last tokens are fed one by one through the key-value cache"),
-      choice("logits", {"last", "all", "none"}, "rows that get logits")};
+      spec::choice(
+          "architecture", {"gpt2", "llama", "bert", "lens"},
+          "gpt2: LayerNorm, learned positions, GELU (tanh), tied head; llama: RMSNorm, rotary positions, "
+          "gated SiLU, "
+          "no biases; bert: post-norm encoder, GELU, no head; lens: gpt2 with its own head, "
+          "TransformerLens names"),
+      spec::integer("num_layers", 12, 1, "L"),
+      spec::integer("mlp_hidden", 0, 0, "width of the MLP; 0: 4 C"),
+      spec::param("use_mlp", ParamSpec::Type::boolean, true,
+                  "lens only: false makes an attention-only stack"),
+      spec::integer("vocab_size", 50257, 2, "V"),
+      spec::integer("max_len", 1024, 1, "longest sequence"),
+      spec::param("tied", ParamSpec::Type::boolean, false, "llama: the head is the embedding"),
+      spec::param("rotary_base", ParamSpec::Type::number, 10000.0, "llama: base of the frequencies"),
+      spec::param("norm_eps", ParamSpec::Type::number, Value(), "null: 1e-5, bert 1e-12"),
+      spec::param(
+          "attention", ParamSpec::Type::text, "",
+          "empty: the operator; else a heads-form method with its parameters, 'sliding_window window=64', "
+          "or one for "
+          "each layer between semicolons"),
+      spec::integer("decode", 0, 0, "so many last tokens are fed one by one through the key-value cache"),
+      spec::choice("logits", {"last", "all", "none"}, "rows that get logits")};
   m.params[8].nullable = true;
   m.params[8].min = 0;
   m.params[7].min = 1;

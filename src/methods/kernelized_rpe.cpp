@@ -49,24 +49,24 @@ MethodInfo describe() {
       "kernel's), about 3 Lf F (E + 1) (products of spectra), N F E + 2 N F (E + 1) (outer products, sums). "
       "direct: 2 N M "
       "(F + E). H (2 N - 1) parameters.";
-  ParamSpec features = integer("num_features", 64, 1, "m, random vectors");
-  ParamSpec range = integer("max_relative_position", Value(), 0,
-                            "distances are clipped to this range, in each axis for 2d; null: none is");
-  m.params = {
-      features,
-      choice("feature_map", {"prf", "trf", "relu"}, "phi"),
-      boolean("normalize", true, "unit-norm q and k (NPRF); false: plain PRF"),
-      boolean("use_rpe", true, "false: c = 1 and no transform, plain linear attention"),
-      choice("rpe", {"1d", "2d"}, "Toeplitz matrix, or Toeplitz blocks of an image grid"),
-      range,
-      boolean("orthogonal", false, "rows of W orthogonal in groups of D, with norms of Gaussian vectors"),
-      boolean("share_features", true, "one W for all heads"),
-      choice("evaluation", {"fft", "direct", "recurrent"},
-             "direct: N x M matrix; recurrent: causal with c(-r) = lambda^r, or use_rpe false"),
-      from_problem(boolean("causal", false, "c(o) = 0 for o > 0"), "causal"),
-      integer("feature_chunk", 8, 1, "features in flight at a time on a device"),
-      integer("seed", 0, 0, "of W"),
-      integer("value_dim", Value(), 1, "E; null: D")};
+  ParamSpec features = spec::integer("num_features", 64, 1, "m, random vectors");
+  ParamSpec range = spec::integer("max_relative_position", Value(), 0,
+                                  "distances are clipped to this range, in each axis for 2d; null: none is");
+  m.params = {features,
+              spec::choice("feature_map", {"prf", "trf", "relu"}, "phi"),
+              spec::boolean("normalize", true, "unit-norm q and k (NPRF); false: plain PRF"),
+              spec::boolean("use_rpe", true, "false: c = 1 and no transform, plain linear attention"),
+              spec::choice("rpe", {"1d", "2d"}, "Toeplitz matrix, or Toeplitz blocks of an image grid"),
+              range,
+              spec::boolean("orthogonal", false,
+                            "rows of W orthogonal in groups of D, with norms of Gaussian vectors"),
+              spec::boolean("share_features", true, "one W for all heads"),
+              spec::choice("evaluation", {"fft", "direct", "recurrent"},
+                           "direct: N x M matrix; recurrent: causal with c(-r) = lambda^r, or use_rpe false"),
+              from_problem(spec::boolean("causal", false, "c(o) = 0 for o > 0"), "causal"),
+              spec::integer("feature_chunk", 8, 1, "features in flight at a time on a device"),
+              spec::integer("seed", 0, 0, "of W"),
+              spec::integer("value_dim", Value(), 1, "E; null: D")};
   m.kinds = {ProblemKind::sequence, ProblemKind::image};
   m.figures = {
       {"complexity", "sequence length n", "softmax attention with RPE, O(n^2)", "O(n log n)", "abstract"},

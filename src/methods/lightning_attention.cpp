@@ -17,28 +17,6 @@ namespace {
 // Added to the mean square by the authors' SRMSNorm; the layer norm of their module keeps PyTorch's default.
 constexpr float kRmsEps = 1e-6f, kLayerNormEps = 1e-5f;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.nullable = s.default_value.is_null();
-  s.min = least;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "lightning_attention";
@@ -68,34 +46,36 @@ MethodInfo describe() {
       "4 N D E + N D E; quadratic about N^2 (D + E). GLA adds 10 N C^2 and has 5 C^2 parameters; SGLU adds 6 "
       "N C F "
       "and has 3 C F.";
-  ParamSpec values = param("decay_values", ParamSpec::Type::list, Value(Value::List{}),
-                           "lambda of every head in (0, 1], for decay: list");
+  ParamSpec values = spec::param("decay_values", ParamSpec::Type::list, Value(Value::List{}),
+                                 "lambda of every head in (0, 1], for decay: list");
   values.min = 0.0;
   values.max = 1.0;
   m.params = {
-      integer("block_size", 64, 1, "Bk, rows a block; the paper picks about D"),
-      choice("variant", {"chunk", "recurrent", "quadratic", "parallel"},
-             "which of the equal forms is computed"),
-      choice("decay", {"alibi", "none", "alibi_layer", "tnl_paper", "list"},
-             "lambda_h: alibi exp(-2^(-8h/H)); alibi_layer: that rate times 1 - l/(L-1) + 1e-5; tnl_paper "
-             "exp(-(8h/H)(1 - l/L)); none: 1"),
+      spec::integer("block_size", 64, 1, "Bk, rows a block; the paper picks about D"),
+      spec::choice("variant", {"chunk", "recurrent", "quadratic", "parallel"},
+                   "which of the equal forms is computed"),
+      spec::choice(
+          "decay", {"alibi", "none", "alibi_layer", "tnl_paper", "list"},
+          "lambda_h: alibi exp(-2^(-8h/H)); alibi_layer: that rate times 1 - l/(L-1) + 1e-5; tnl_paper "
+          "exp(-(8h/H)(1 - l/L)); none: 1"),
       values,
-      integer("layer_idx", 0, 0, "l, for alibi_layer and tnl_paper"),
-      integer("num_layers", 24, 1, "L, for alibi_layer (at least 2) and tnl_paper"),
-      param("lrpe", ParamSpec::Type::boolean, false, "LRPE on q and k: doubles their width"),
-      choice("module", {"kernel", "gla", "layer"},
-             "kernel: q, k, v -> o; gla: token mixer X -> Y; layer: with SGLU"),
-      choice("norm", {"srmsnorm", "layernorm", "rmsnorm", "none"},
-             "norm of the mixer's output, over merged heads"),
-      choice("gate", {"linear", "lowrank_sigmoid", "none"},
-             "linear: U = X W_u; lowrank_sigmoid: sigmoid(X W_g1 W_g2), and SiLU on V too"),
-      integer("ffn_dim", Value(), 1, "F of SGLU; null: 8C/3 rounded up to a multiple of 256"),
-      integer("value_dim", Value(), 1, "E of v, module kernel only; null: D"),
-      param("causal", ParamSpec::Type::boolean, true, "false: o = q (sum_s k_s v_s^T), without decay"),
-      param("state", ParamSpec::Type::boolean, false,
-            "module kernel: goes on from kv_in, the KV of the tokens before, and gives kv_out: prefill in "
-            "pieces "
-            "and, with one token and variant recurrent, decoding")};
+      spec::integer("layer_idx", 0, 0, "l, for alibi_layer and tnl_paper"),
+      spec::integer("num_layers", 24, 1, "L, for alibi_layer (at least 2) and tnl_paper"),
+      spec::param("lrpe", ParamSpec::Type::boolean, false, "LRPE on q and k: doubles their width"),
+      spec::choice("module", {"kernel", "gla", "layer"},
+                   "kernel: q, k, v -> o; gla: token mixer X -> Y; layer: with SGLU"),
+      spec::choice("norm", {"srmsnorm", "layernorm", "rmsnorm", "none"},
+                   "norm of the mixer's output, over merged heads"),
+      spec::choice("gate", {"linear", "lowrank_sigmoid", "none"},
+                   "linear: U = X W_u; lowrank_sigmoid: sigmoid(X W_g1 W_g2), and SiLU on V too"),
+      spec::integer("ffn_dim", Value(), 1, "F of SGLU; null: 8C/3 rounded up to a multiple of 256"),
+      spec::integer("value_dim", Value(), 1, "E of v, module kernel only; null: D"),
+      spec::param("causal", ParamSpec::Type::boolean, true, "false: o = q (sum_s k_s v_s^T), without decay"),
+      spec::param(
+          "state", ParamSpec::Type::boolean, false,
+          "module kernel: goes on from kv_in, the KV of the tokens before, and gives kv_out: prefill in "
+          "pieces "
+          "and, with one token and variant recurrent, decoding")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"forward time", "B4 H32 D128 bf16 causal, N=32768", "FlashAttention-2",
                 "17.661 ms vs 162.896 ms = 9.22x", "kernel repository, README"},
@@ -209,14 +189,6 @@ std::vector<double> log_decays(const Params& params, int64_t heads) {
   const std::vector<double> rates = alibi_rates(heads);
   for (size_t h = 0; h < log_decay.size(); ++h) log_decay[h] = -rates[h] * factor;
   return log_decay;
-}
-
-Tensor upload(Context& ctx, DType dtype, const Shape& shape, const std::vector<double>& values) {
-  std::vector<char> bytes(values.size() * size_of(dtype));
-  convert(values.data(), DType::f64, bytes.data(), dtype, static_cast<int64_t>(values.size()));
-  const Tensor t = ctx.allocate(dtype, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, dtype, shape, bytes.data()), t);
-  return t;
 }
 
 /// The kernel with its decay and position code; modules are built around it.

@@ -18,31 +18,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.nullable = default_value.is_null();
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  return s;
-}
-ParamSpec number(const char* name, double default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, default_value, meaning);
-  s.min = least;
-  return s;
-}
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "local_linear_attention";
@@ -77,26 +52,26 @@ MethodInfo describe() {
       "T). Jacobi adds 2 P D. cholesky: 2 P D^2 and D^3 / 3 a query. Memory N D, and row_tile x N a head for "
       "the "
       "weights of a tile.";
-  ParamSpec rtol = number("cg_rtol", 1e-12, 0, "on the squared residual, relative to |mu|^2"),
-            atol = number("cg_atol", 1e-12, 0, "least |mu|^2 that cg_rtol refers to");
-  ParamSpec row_tile = integer("row_tile", 64, 16, "queries whose weights are in memory at a time"),
-            col_tile = integer("col_tile", 64, 16, "keys at a time whose squares cholesky keeps");
-  m.params = {
-      number("ridge_lambda", 10.0, 0, "lambda, above 0"),
-      choice("ridge_scale", {"omega", "absolute"},
-             "omega: lambda acts on normalised weights; absolute: on exp(scale q.k) itself"),
-      param("scale", ParamSpec::Type::number, Value(),
-            "factor of q . k; null: 1 / sqrt(D); 0: uniform weights"),
-      number("delta_eps", 1e-12, 0, "added to |delta|"),
-      choice("solver", {"cg", "cg_jacobi", "cholesky"}, "how rho is found"),
-      integer("cg_max_iters", 32, 0, "T; all are run, rows that have converged rest"),
-      rtol,
-      atol,
-      row_tile,
-      col_tile,
-      param("causal", ParamSpec::Type::boolean, true, "false: every query sees all keys"),
-      integer("lla_block_size", Value(), 1, "Sigma is cut to diagonal blocks of so many channels; null: D"),
-      integer("value_dim", Value(), 1, "E of v; null: D")};
+  ParamSpec rtol = spec::number("cg_rtol", 1e-12, 0, "on the squared residual, relative to |mu|^2"),
+            atol = spec::number("cg_atol", 1e-12, 0, "least |mu|^2 that cg_rtol refers to");
+  ParamSpec row_tile = spec::integer("row_tile", 64, 16, "queries whose weights are in memory at a time"),
+            col_tile = spec::integer("col_tile", 64, 16, "keys at a time whose squares cholesky keeps");
+  m.params = {spec::number("ridge_lambda", 10.0, 0, "lambda, above 0"),
+              spec::choice("ridge_scale", {"omega", "absolute"},
+                           "omega: lambda acts on normalised weights; absolute: on exp(scale q.k) itself"),
+              spec::param("scale", ParamSpec::Type::number, Value(),
+                          "factor of q . k; null: 1 / sqrt(D); 0: uniform weights"),
+              spec::number("delta_eps", 1e-12, 0, "added to |delta|"),
+              spec::choice("solver", {"cg", "cg_jacobi", "cholesky"}, "how rho is found"),
+              spec::integer("cg_max_iters", 32, 0, "T; all are run, rows that have converged rest"),
+              rtol,
+              atol,
+              row_tile,
+              col_tile,
+              spec::param("causal", ParamSpec::Type::boolean, true, "false: every query sees all keys"),
+              spec::integer("lla_block_size", Value(), 1,
+                            "Sigma is cut to diagonal blocks of so many channels; null: D"),
+              spec::integer("value_dim", Value(), 1, "E of v; null: D")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {
       {"memory class", "length n, head dim d", "naive Theta(n^2 d) + Theta(n d^2)", "Theta(n d)", "abstract"},

@@ -53,27 +53,27 @@ MethodInfo describe() {
       "+ 2 C^2) + 8 C^2 and four scans; attention F' 2 T^2 C + T 2 F'^2 C. 50.6 GMAC for 4 blocks at 321 x "
       "100, 99.2 GMAC "
       "with the shell. 2,325,841 parameters with it.";
-  ParamSpec compress = number("compress", 0.3, 0, "power of the magnitudes, shell only");
+  ParamSpec compress = spec::number("compress", 0.3, 0, "power of the magnitudes, shell only");
   compress.max = 1.0;
-  m.params = {
-      integer("channels", Value(), 1, "C; null: problem.channels (blocks), or 64"),
-      integer("heads", Value(), 1, "attention heads; null: problem.heads, or 8"),
-      integer("num_blocks", 4, 1, "R"),
-      integer("d_state", 16, 1, "S"),
-      integer("d_conv", 4, 1, "width of the causal convolution"),
-      integer("expand", 4, 1, "Di = expand C"),
-      number("norm_eps", 1e-5, 0, "of the RMS norms"),
-      boolean("share_attention", true, "one attention for both axes, or two"),
-      boolean("use_attention", true, "false: plain bidirectional Mamba"),
-      boolean("use_mamba", true, "false: axial attention only"),
-      integer("frames", Value(), 1, "T of blocks; null: problem.grid[0], or 321"),
-      integer("freq_bins", Value(), 3, "F before the encoder's stride of 2; null: from the grid or n_fft"),
-      integer("n_fft", 400, 4, "shell only"),
-      integer("hop", 100, 1, "shell only"),
-      integer("win", 400, 1, "shell only"),
-      compress,
-      number("mask_beta", 2.0, 0, "largest value of the mask"),
-      choice("scope", {"blocks", "full"}, "without or with the shell")};
+  m.params = {spec::integer("channels", Value(), 1, "C; null: problem.channels (blocks), or 64"),
+              spec::integer("heads", Value(), 1, "attention heads; null: problem.heads, or 8"),
+              spec::integer("num_blocks", 4, 1, "R"),
+              spec::integer("d_state", 16, 1, "S"),
+              spec::integer("d_conv", 4, 1, "width of the causal convolution"),
+              spec::integer("expand", 4, 1, "Di = expand C"),
+              spec::number("norm_eps", 1e-5, 0, "of the RMS norms"),
+              spec::boolean("share_attention", true, "one attention for both axes, or two"),
+              spec::boolean("use_attention", true, "false: plain bidirectional Mamba"),
+              spec::boolean("use_mamba", true, "false: axial attention only"),
+              spec::integer("frames", Value(), 1, "T of blocks; null: problem.grid[0], or 321"),
+              spec::integer("freq_bins", Value(), 3,
+                            "F before the encoder's stride of 2; null: from the grid or n_fft"),
+              spec::integer("n_fft", 400, 4, "shell only"),
+              spec::integer("hop", 100, 1, "shell only"),
+              spec::integer("win", 400, 1, "shell only"),
+              compress,
+              spec::number("mask_beta", 2.0, 0, "largest value of the mask"),
+              spec::choice("scope", {"blocks", "full"}, "without or with the shell")};
   m.kinds = {ProblemKind::image, ProblemKind::signal};
   m.dtypes = {DType::f32};
   m.figures = {

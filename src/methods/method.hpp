@@ -5,6 +5,7 @@
 // one suite. Registration is one line in the file itself:  ATTNBENCH_METHOD(HiLo);
 #pragma once
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,6 +41,8 @@ struct MethodInfo {
   std::vector<PublishedFigure> figures;
   std::vector<std::string> notes;  ///< choices made where the card says "not found"
   Problem example;                 ///< a small problem: `verify` and `describe` use it
+  /// Its parameters where the defaults would take long: the others keep their defaults.
+  std::map<std::string, Value> example_params;
 };
 
 /// How a tensor is filled when no file gives it.
@@ -111,8 +114,8 @@ class Instance {
   virtual void run(Context& ctx) = 0;
   /// Named outputs, allocated by the factory (MemoryClass::output); valid after run().
   virtual TensorMap outputs() const = 0;
-  /// An output that no timed run computes (a training target, say), made on demand after run(); null: there is
-  /// none of that name.
+  /// An output that no timed run computes (a training target, say), made on demand after run(); null: there
+  /// is none of that name.
   virtual Tensor extra_output(Context&, const std::string& /*name*/) { return {}; }
   virtual ClosedForm cost() const = 0;
 

@@ -24,39 +24,6 @@ namespace {
 constexpr std::array<double, 3> kMean{0.485, 0.456, 0.406}, kStd{0.229, 0.224, 0.225};
 constexpr float kLayerNormEps = 1e-6f;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning,
-                  const char* from_problem = "") {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  s.from_problem = from_problem;
-  return s;
-}
-
-ParamSpec boolean(const char* name, bool default_value, const char* meaning) {
-  return param(name, ParamSpec::Type::boolean, default_value, meaning);
-}
-
-ParamSpec number(const char* name, double default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, default_value, meaning);
-  s.min = least;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "mfm";
@@ -82,34 +49,34 @@ MethodInfo describe() {
       "about 8 n. "
       "full: MACs an image C p^2 d N0 + depth (12 d^2 N + 2 N^2 d) + C p^2 d N0, N0 = n / p^2, N = N0 + 1.";
   ParamSpec ratio =
-      number("sample_ratio", 0.5, 0, "probability of the low-pass mask (ResNet-50 of the paper: 0.3)");
+      spec::number("sample_ratio", 0.5, 0, "probability of the low-pass mask (ResNet-50 of the paper: 0.3)");
   ratio.max = 1.0;
   m.params = {
-      integer("height", 224, 2, "H", "size[0]"),
-      integer("width", 224, 2, "W", "size[1]"),
-      integer("channels", 3, 1, "C", "channels"),
-      integer("mask_radius1", 16, 0, "R1: frequencies with r < R1 are the low ones"),
-      integer("mask_radius2", 999, 0, "R2: frequencies with r >= R2 count as low too; 999: none"),
+      spec::integer("height", 224, 2, "H", "size[0]"),
+      spec::integer("width", 224, 2, "W", "size[1]"),
+      spec::integer("channels", 3, 1, "C", "channels"),
+      spec::integer("mask_radius1", 16, 0, "R1: frequencies with r < R1 are the low ones"),
+      spec::integer("mask_radius2", 999, 0, "R2: frequencies with r >= R2 count as low too; 999: none"),
       ratio,
-      choice("mask_mode", {"random", "low", "high"}, "random: drawn for each sample; low, high: fixed"),
-      boolean("clamp", true, "clamp the corrupted image to [0, 1]"),
-      number("loss_gamma", 1.0, 0, "exponent of the distance, above 0"),
-      boolean("with_matrix", false, "focal weight: frequencies with large errors count more"),
-      number("matrix_gamma", 1.0, 0, "alpha, exponent of the focal weight"),
-      boolean("log_matrix", false, "ln(1 + w) of the focal weight"),
-      boolean("batch_matrix", false,
-              "divide the focal weight by the maximum of the batch, not of each plane"),
-      choice("target", {"masked", "normal"},
-             "masked: average over the deleted frequencies; normal: over all"),
-      choice("corruption", {"mfm", "sr"}, "mfm: the frequency mask; sr: bicubic down and up again"),
-      integer("sr_factor", 8, 2, "factor of corruption sr; divides H and W"),
-      choice("scope", {"core", "full"},
-             "core: corruption and loss of a given p; full: ViT encoder and head predict p"),
-      integer("embed_dim", 768, 1, "d, scope full (ViT-S: 384)"),
-      integer("depth", 12, 1, "blocks, scope full"),
-      integer("num_heads", 12, 1, "heads, scope full (ViT-S: 6); divides embed_dim"),
-      integer("patch_size", 16, 1, "patch, scope full; divides H and W"),
-      integer("seed", 0, 0, "of the mask's draw")};
+      spec::choice("mask_mode", {"random", "low", "high"}, "random: drawn for each sample; low, high: fixed"),
+      spec::boolean("clamp", true, "clamp the corrupted image to [0, 1]"),
+      spec::number("loss_gamma", 1.0, 0, "exponent of the distance, above 0"),
+      spec::boolean("with_matrix", false, "focal weight: frequencies with large errors count more"),
+      spec::number("matrix_gamma", 1.0, 0, "alpha, exponent of the focal weight"),
+      spec::boolean("log_matrix", false, "ln(1 + w) of the focal weight"),
+      spec::boolean("batch_matrix", false,
+                    "divide the focal weight by the maximum of the batch, not of each plane"),
+      spec::choice("target", {"masked", "normal"},
+                   "masked: average over the deleted frequencies; normal: over all"),
+      spec::choice("corruption", {"mfm", "sr"}, "mfm: the frequency mask; sr: bicubic down and up again"),
+      spec::integer("sr_factor", 8, 2, "factor of corruption sr; divides H and W"),
+      spec::choice("scope", {"core", "full"},
+                   "core: corruption and loss of a given p; full: ViT encoder and head predict p"),
+      spec::integer("embed_dim", 768, 1, "d, scope full (ViT-S: 384)"),
+      spec::integer("depth", 12, 1, "blocks, scope full"),
+      spec::integer("num_heads", 12, 1, "heads, scope full (ViT-S: 6); divides embed_dim"),
+      spec::integer("patch_size", 16, 1, "patch, scope full; divides H and W"),
+      spec::integer("seed", 0, 0, "of the mask's draw")};
   m.kinds = {ProblemKind::image};
   m.figures = {
       {"top-1 accuracy", "ViT-B/16, 300 epochs pre-training, 100 fine-tuning, ImageNet-1K",
@@ -182,12 +149,6 @@ void call(Context& ctx, PointwiseArgs::Op op, const Tensor& a, const Tensor& b, 
   p.alpha = alpha;
   p.beta = beta;
   pointwise(ctx, p);
-}
-
-Tensor upload(Context& ctx, const Shape& shape, std::vector<float> values) {
-  const Tensor t = ctx.allocate(DType::f32, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::f32, shape, values.data()), t);
-  return t;
 }
 
 /// Steps 1 to 7 around a prediction that the subclass has: given (core) or made (full).

@@ -21,17 +21,6 @@ using vision::linear_cost;
 /// is half empty on average.
 constexpr int64_t kQueryBlock = 64, kKeyBlock = 128;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, std::optional<double> min,
-                const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(value);
-  s.min = min;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   using Type = ParamSpec::Type;
   MethodInfo m;
@@ -56,31 +45,32 @@ MethodInfo describe() {
       "H of dense, whole blocks of packed queries visited; projections 2 B N C (2 H + 2 Hkv) D; routers 2 B "
       "N "
       "C (E + shared_heads + 2). dense_masked computes all heads.";
-  ParamSpec heads = param("num_heads", Type::integer, 16, 1, "H");
+  ParamSpec heads = spec::param("num_heads", Type::integer, 16, 1, "H");
   heads.from_problem = "heads";
-  ParamSpec dim = param("head_dim", Type::integer, Value(), 1, "D; null: C / H");
+  ParamSpec dim = spec::param("head_dim", Type::integer, Value(), 1, "D; null: C / H");
   dim.nullable = true;
-  ParamSpec router = param("router", Type::choice, "learned", {}, "linear routers, or norms of the queries");
+  ParamSpec router =
+      spec::param("router", Type::choice, "learned", {}, "linear routers, or norms of the queries");
   router.choices = {"learned", "qnorm"};
-  ParamSpec norm = param("gate_norm", Type::choice, "repo", {}, "how gates are scaled (learned)");
+  ParamSpec norm = spec::param("gate_norm", Type::choice, "repo", {}, "how gates are scaled (learned)");
   norm.choices = {"repo", "paper", "binary"};
-  ParamSpec kv_heads =
-      param("num_kv_heads", Type::integer, Value(), 1, "Hkv: grouped keys; null: problem.kv_heads, or H");
+  ParamSpec kv_heads = spec::param("num_kv_heads", Type::integer, Value(), 1,
+                                   "Hkv: grouped keys; null: problem.kv_heads, or H");
   kv_heads.nullable = true;
-  ParamSpec causal = param("causal", Type::boolean, false, {}, "as the problem says");
+  ParamSpec causal = spec::param("causal", Type::boolean, false, {}, "as the problem says");
   causal.from_problem = "causal";
   ParamSpec compute =
-      param("compute", Type::choice, "sparse", {}, "active heads alone, or all and a product");
+      spec::param("compute", Type::choice, "sparse", {}, "active heads alone, or all and a product");
   compute.choices = {"sparse", "dense_masked"};
   m.params = {heads,
               dim,
-              param("shared_heads", Type::integer, 4, 0, "Hs: always on"),
-              param("routed_heads", Type::integer, 8, 0, "Kr: routed heads that a token keeps"),
+              spec::param("shared_heads", Type::integer, 4, 0, "Hs: always on"),
+              spec::param("routed_heads", Type::integer, 8, 0, "Kr: routed heads that a token keeps"),
               router,
-              param("two_stage", Type::boolean, true, {}, "balance shared against routed heads (Wa)"),
+              spec::param("two_stage", Type::boolean, true, {}, "balance shared against routed heads (Wa)"),
               norm,
               kv_heads,
-              param("qkv_bias", Type::boolean, true, {}, "bias of q, k and v"),
+              spec::param("qkv_bias", Type::boolean, true, {}, "bias of q, k and v"),
               causal,
               compute,
               scale_param()};

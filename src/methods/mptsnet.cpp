@@ -53,22 +53,22 @@ MethodInfo describe() {
       "dt^2 + 2 dt ff) + 2 (f "
       "+ 1)^2 dt] + 2 Lp d dt.";
   m.params = {
-      from_problem(integer("seq_len", Value(), 6, "L"), "samples"),
-      integer("in_channels", Value(), 1, "Cin; null: problem.channels (model)"),
-      integer("num_periods", 5, 1, "k"),
-      list("periods", Value(), "explicit periods; null: selected from the input itself"),
-      integer("embed_dim", Value(), 1, "d; null: problem.channels (block), or 4 Cin within 64 .. 256"),
-      integer("embed_dim_t", Value(), 1, "dt; null: 4 d within 256 .. 512"),
-      integer("heads", 4, 1, "attention heads"),
-      integer("ff_dim", 256, 1, "feed-forward width"),
-      integer("num_layers", 1, 1, "layers of each transformer"),
-      integer("hidden_channels", 1024, 16, "M inside the extractor"),
-      integer("num_kernels", 6, 1, "widths 1, 3, .., 2n - 1"),
-      boolean("cls_token", true, "false: the flag variant"),
-      choice("segment_layout", {"strided", "contiguous"}, "strided matches the released weights"),
-      integer("num_blocks", 2, 1, "blocks, scope model"),
-      integer("num_classes", 4, 1, "scope model"),
-      choice("scope", {"block", "model"}, "one PeriodicBlock, or embedding, blocks and classifier")};
+      from_problem(spec::integer("seq_len", Value(), 6, "L"), "samples"),
+      spec::integer("in_channels", Value(), 1, "Cin; null: problem.channels (model)"),
+      spec::integer("num_periods", 5, 1, "k"),
+      spec::list("periods", Value(), "explicit periods; null: selected from the input itself"),
+      spec::integer("embed_dim", Value(), 1, "d; null: problem.channels (block), or 4 Cin within 64 .. 256"),
+      spec::integer("embed_dim_t", Value(), 1, "dt; null: 4 d within 256 .. 512"),
+      spec::integer("heads", 4, 1, "attention heads"),
+      spec::integer("ff_dim", 256, 1, "feed-forward width"),
+      spec::integer("num_layers", 1, 1, "layers of each transformer"),
+      spec::integer("hidden_channels", 1024, 16, "M inside the extractor"),
+      spec::integer("num_kernels", 6, 1, "widths 1, 3, .., 2n - 1"),
+      spec::boolean("cls_token", true, "false: the flag variant"),
+      spec::choice("segment_layout", {"strided", "contiguous"}, "strided matches the released weights"),
+      spec::integer("num_blocks", 2, 1, "blocks, scope model"),
+      spec::integer("num_classes", 4, 1, "scope model"),
+      spec::choice("scope", {"block", "model"}, "one PeriodicBlock, or embedding, blocks and classifier")};
   m.kinds = {ProblemKind::signal};
   m.dtypes = {DType::f32};
   m.figures = {
@@ -269,9 +269,7 @@ class MptsInstance final : public Instance {
     std::vector<int64_t> circular;
     for (int64_t t = -(taps / 2); t < l + taps / 2; ++t) circular.push_back((t + l) % l);
     circular_ = upload_index(ctx, circular);
-    std::vector<int32_t> list(periods_.begin(), periods_.end());
-    list_ = ctx.allocate(DType::i32, {k_});
-    copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::i32, {k_}, list.data()), list_);
+    list_ = upload(ctx, {k_}, std::vector<int32_t>(periods_.begin(), periods_.end()));
   }
 
   void run(Context& ctx) override {

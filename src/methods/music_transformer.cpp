@@ -14,26 +14,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.nullable = s.default_value.is_null();
-  s.min = least;
-  return s;
-}
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "music_transformer";
@@ -61,21 +41,23 @@ MethodInfo describe() {
   ParamSpec scale = scale_param();
   scale.meaning = "factor of both terms of a logit; null: 1 / sqrt(D)";
   m.params = {
-      choice("mode", {"global", "local"}, "all earlier tokens, or the own and the previous block"),
-      integer("max_relative_position", Value(), 1, "R, rows of the table; null: N / 2, at least 1"),
-      integer("block_length", 512, 1, "b of mode local"),
-      param("heads_share_relative_embedding", ParamSpec::Type::boolean, false, "one table for all heads"),
-      param("relative_values", ParamSpec::Type::boolean, false,
-            "values get an embedding Ev of the distance, too"),
-      choice("far_distance", {"zero", "clip"}, "distances >= R: no term, or that of distance R - 1"),
-      param("t2t_block0", ParamSpec::Type::boolean, true,
-            "mode local with relative_values: true leaves them out of block 0, as tensor2tensor does"),
-      choice("impl", {"skew", "gather", "fused"}, "how the relative logits come about"),
+      spec::choice("mode", {"global", "local"}, "all earlier tokens, or the own and the previous block"),
+      spec::integer("max_relative_position", Value(), 1, "R, rows of the table; null: N / 2, at least 1"),
+      spec::integer("block_length", 512, 1, "b of mode local"),
+      spec::param("heads_share_relative_embedding", ParamSpec::Type::boolean, false,
+                  "one table for all heads"),
+      spec::param("relative_values", ParamSpec::Type::boolean, false,
+                  "values get an embedding Ev of the distance, too"),
+      spec::choice("far_distance", {"zero", "clip"}, "distances >= R: no term, or that of distance R - 1"),
+      spec::param("t2t_block0", ParamSpec::Type::boolean, true,
+                  "mode local with relative_values: true leaves them out of block 0, as tensor2tensor does"),
+      spec::choice("impl", {"skew", "gather", "fused"}, "how the relative logits come about"),
       scale,
-      param("causal", ParamSpec::Type::boolean, true,
-            "false (mode global): a table of 2R - 1 rows, both sides"),
-      integer("query_rows", 256, 0,
-              "impl skew, mode global: queries whose logits are in memory at a time; 0: all, as the paper")};
+      spec::param("causal", ParamSpec::Type::boolean, true,
+                  "false (mode global): a table of 2R - 1 rows, both sides"),
+      spec::integer(
+          "query_rows", 256, 0,
+          "impl skew, mode global: queries whose logits are in memory at a time; 0: all, as the paper")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {
       {"relative memory per layer", "N=2048, hidden 512, 8 heads, f32", "gather", "8.5 GB -> 4.2 MB (2048 x)",
@@ -99,7 +81,8 @@ MethodInfo describe() {
       "far_distance clip.",
       "impl skew and gather keep logits in f32 for every dtype; bf16 and f16 operands are widened first. The "
       "skewed matrix is read through a view with shorter rows, so that nothing is padded or copied.",
-      "The fused form runs on the CPU so far; on CUDA skew, which is linear in memory too, is the form to take.",
+      "The fused form runs on the CPU so far; on CUDA skew, which is linear in memory too, is the form to "
+      "take.",
       "query_rows is ours: with it the skewing form is linear in memory and computes only panels that hold a "
       "visible pair."};
   m.example.batch = 2;

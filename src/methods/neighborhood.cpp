@@ -27,11 +27,8 @@ AxisExtents extents_of(const std::vector<int64_t>& v, int64_t beyond) {
   return x;
 }
 
-Tensor upload(Context& ctx, const std::vector<int32_t>& v) {
-  Tensor t = ctx.allocate(DType::i32, {static_cast<int64_t>(v.size())});
-  if (!v.empty())
-    ctx.backend().copy_bytes(t.raw(), t.device(), v.data(), DeviceKind::cpu, v.size() * sizeof(int32_t));
-  return t;
+Tensor upload_list(Context& ctx, const std::vector<int32_t>& v) {
+  return upload(ctx, {static_cast<int64_t>(v.size())}, v);
 }
 
 Shape grid_shape(const NeighborhoodForm& f, int64_t heads, bool heads_first) {
@@ -359,14 +356,15 @@ BlockList FusedNeighborhood::gather_lists(Context& ctx) const {
           index.push_back(static_cast<int32_t>(grid_token(tokens, {x, y, z}, {0, 0, 0})));
   }
   const Shape rows{1, 1, static_cast<int64_t>(begin.size())};
-  return {upload(ctx, begin).reshape(rows), upload(ctx, count).reshape(rows), upload(ctx, index)};
+  return {upload_list(ctx, begin).reshape(rows), upload_list(ctx, count).reshape(rows),
+          upload_list(ctx, index)};
 }
 
 BlockMask FusedNeighborhood::block_lists(Context& ctx) const {
   Tensor q, k;
   if (order_ == Order::listed) {
-    q = upload(ctx, without_padding(tile_order(extents_of(form_.pattern.q_tile, 0))));
-    k = upload(ctx, without_padding(tile_order(extents_of(form_.pattern.kv_tile, 0))));
+    q = upload_list(ctx, without_padding(tile_order(extents_of(form_.pattern.q_tile, 0))));
+    k = upload_list(ctx, without_padding(tile_order(extents_of(form_.pattern.kv_tile, 0))));
   }
   return make_block_mask(ctx, rule_, queries_, keys_, block_q_, block_k_, q, k);
 }
@@ -381,16 +379,16 @@ void FusedNeighborhood::prepare(Context& ctx) {
     mask_.block_q = block_q_, mask_.block_k = block_k_;
     mask_.gather = gather_lists(ctx);
     if (order_ == Order::listed)
-      mask_.q_order = upload(ctx, without_padding(tile_order(extents_of(form_.pattern.q_tile, 0))));
+      mask_.q_order = upload_list(ctx, without_padding(tile_order(extents_of(form_.pattern.q_tile, 0))));
   }
   if (order_ != Order::tiled) return;
   const std::vector<int32_t> order = tile_order(rule_.q_tile);
-  q_index_ = upload(ctx, order);
-  if (!dynamic_ && rule_.k_tile != rule_.q_tile) k_index_ = upload(ctx, tile_order(rule_.k_tile));
+  q_index_ = upload_list(ctx, order);
+  if (!dynamic_ && rule_.k_tile != rule_.q_tile) k_index_ = upload_list(ctx, tile_order(rule_.k_tile));
   std::vector<int32_t> slot(static_cast<size_t>(form_.tokens));
   for (size_t s = 0; s < order.size(); ++s)
     if (order[s] >= 0) slot[static_cast<size_t>(order[s])] = static_cast<int32_t>(s);
-  restore_ = upload(ctx, slot);
+  restore_ = upload_list(ctx, slot);
 }
 
 void FusedNeighborhood::run(Context& ctx) {

@@ -134,6 +134,56 @@ const std::string& Params::choice(const std::string& name) const { return lookup
 const std::string& Params::text(const std::string& name) const { return lookup(values_, name).as_string(); }
 const Value& Params::value(const std::string& name) const { return lookup(values_, name); }
 
+namespace spec {
+using Type = ParamSpec::Type;
+
+ParamSpec param(std::string name, Type type, Value default_value, std::optional<double> min,
+                std::optional<double> max, std::string meaning) {
+  ParamSpec s;
+  s.name = std::move(name);
+  s.type = type;
+  s.nullable = default_value.is_null();
+  s.default_value = std::move(default_value);
+  s.min = min, s.max = max;
+  s.meaning = std::move(meaning);
+  return s;
+}
+ParamSpec param(std::string name, Type type, Value default_value, std::optional<double> min,
+                std::string meaning) {
+  return param(std::move(name), type, std::move(default_value), min, {}, std::move(meaning));
+}
+ParamSpec param(std::string name, Type type, Value default_value, std::string meaning) {
+  return param(std::move(name), type, std::move(default_value), {}, {}, std::move(meaning));
+}
+ParamSpec integer(std::string name, Value default_value, double min, std::string meaning,
+                  std::string from_problem) {
+  ParamSpec s = param(std::move(name), Type::integer, std::move(default_value), min, std::move(meaning));
+  if (!from_problem.empty()) s.nullable = false, s.from_problem = std::move(from_problem);
+  return s;
+}
+ParamSpec number(std::string name, Value default_value, double min, std::string meaning) {
+  return param(std::move(name), Type::number, std::move(default_value), min, std::move(meaning));
+}
+ParamSpec number(std::string name, Value default_value, double min, double max, std::string meaning) {
+  return param(std::move(name), Type::number, std::move(default_value), min, max, std::move(meaning));
+}
+ParamSpec share(std::string name, double default_value, std::string meaning) {
+  return number(std::move(name), default_value, 0, 1, std::move(meaning));
+}
+ParamSpec boolean(std::string name, bool default_value, std::string meaning) {
+  return param(std::move(name), Type::boolean, default_value, std::move(meaning));
+}
+ParamSpec list(std::string name, Value default_value, std::string meaning) {
+  return param(std::move(name), Type::list, std::move(default_value), std::move(meaning));
+}
+ParamSpec choice(std::string name, std::vector<std::string> words, std::string meaning) {
+  ParamSpec s = param(std::move(name), Type::choice, words.front(), std::move(meaning));
+  s.choices = std::move(words);
+  return s;
+}
+
+}  // namespace spec
+
 Params resolve_params(const std::string& method_id, const std::vector<ParamSpec>& specs,
                       const std::map<std::string, Value>& given, const Problem& problem) {
   std::vector<std::string> names, errors;

@@ -20,7 +20,7 @@ struct ParamSpec {
   std::string meaning;
   std::optional<double> min, max;    ///< inclusive, for integer and number (and list elements)
   std::vector<std::string> choices;  ///< for choice; for list, integer: words that may stand instead of one
-  bool flags = false;     ///< for list: elements are true and false, not numbers
+  bool flags = false;                ///< for list: elements are true and false, not numbers
   bool nested = false;    ///< for list: elements may be lists of numbers themselves ("[[12, 3], [13, 4]]")
   bool of_words = false;  ///< for list: elements are words of `choices`, each at most once
   bool nullable = false;  ///< null is a value ("qk_scale: null")
@@ -29,6 +29,25 @@ struct ParamSpec {
   /// given, it must agree with it.
   std::string from_problem;
 };
+
+/// Descriptions in one line each. A null default makes the parameter nullable; `from_problem` is the field
+/// above.
+namespace spec {
+ParamSpec param(std::string name, ParamSpec::Type type, Value default_value, std::string meaning);
+ParamSpec param(std::string name, ParamSpec::Type type, Value default_value, std::optional<double> min,
+                std::string meaning);
+ParamSpec param(std::string name, ParamSpec::Type type, Value default_value, std::optional<double> min,
+                std::optional<double> max, std::string meaning);
+ParamSpec integer(std::string name, Value default_value, double min, std::string meaning,
+                  std::string from_problem = {});
+ParamSpec number(std::string name, Value default_value, double min, std::string meaning);
+ParamSpec number(std::string name, Value default_value, double min, double max, std::string meaning);
+ParamSpec share(std::string name, double default_value, std::string meaning);  ///< a number in [0, 1]
+ParamSpec boolean(std::string name, bool default_value, std::string meaning);
+ParamSpec list(std::string name, Value default_value, std::string meaning);
+ParamSpec choice(std::string name, std::vector<std::string> words,
+                 std::string meaning);  ///< the first word is the default
+}  // namespace spec
 
 /// A complete, valid set of values. Built by resolve_params only.
 class Params {

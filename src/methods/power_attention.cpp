@@ -10,16 +10,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec integer_param(const char* name, int64_t default_value, double least, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = ParamSpec::Type::integer;
-  s.default_value = Value(default_value);
-  s.min = least;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "power_attention";
@@ -57,7 +47,7 @@ MethodInfo describe() {
   pattern.default_value = Value("power");
   pattern.choices = {"power", "sliding_window", "stride_slash", "dilated", "longnet"};
   pattern.meaning = "which mask of the paper; all but power ignore window_blocks, sink_blocks, power_blocks";
-  ParamSpec kv_heads = integer_param("num_kv_heads", 1, 1, "grouped-query heads; divides the heads");
+  ParamSpec kv_heads = spec::integer("num_kv_heads", 1, 1, "grouped-query heads; divides the heads");
   kv_heads.default_value = Value();
   kv_heads.from_problem = "kv_heads";
   ParamSpec causal;
@@ -66,12 +56,12 @@ MethodInfo describe() {
   causal.default_value = Value(true);
   causal.from_problem = "causal";
   causal.meaning = "true is the paper's; false takes |delta| and no test of j <= i (chosen)";
-  m.params = {integer_param("block_size", 256, 1, "b: tokens of a pattern block"),
-              integer_param("window_blocks", 5, 1, "local blocks, the own one counted (pattern power)"),
-              integer_param("sink_blocks", 1, 0, "leading blocks that every query reads (pattern power)"),
+  m.params = {spec::integer("block_size", 256, 1, "b: tokens of a pattern block"),
+              spec::integer("window_blocks", 5, 1, "local blocks, the own one counted (pattern power)"),
+              spec::integer("sink_blocks", 1, 0, "leading blocks that every query reads (pattern power)"),
               powers,
               pattern,
-              integer_param("stride_blocks", 32, 1, "distance of the slashes (pattern stride_slash)"),
+              spec::integer("stride_blocks", 32, 1, "distance of the slashes (pattern stride_slash)"),
               kv_heads,
               causal,
               scale_param()};

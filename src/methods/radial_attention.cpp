@@ -19,16 +19,6 @@ constexpr int64_t kMostSelected = int64_t{1} << 20;
 /// The token mask is one bit a pair; beyond this many bytes the variant is refused.
 constexpr int64_t kMostBitmap = int64_t{4} << 30;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, double least, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(value);
-  s.min = least;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   using Type = ParamSpec::Type;
   MethodInfo m;
@@ -59,36 +49,37 @@ MethodInfo describe() {
       "repo_block: matmul 4 D B H times the pairs of the kept blocks (b^2 nnz, cut at N). paper_token: the "
       "same over the visited blocks of the token mask; published MACs 2 D H times the exact pairs. At most 4 "
       "s n (log2 n - log2 s) pairs for n = f s tokens.";
-  ParamSpec frames = param("num_frames", Type::integer, 16, 1, "f: latent frames");
+  ParamSpec frames = spec::param("num_frames", Type::integer, 16, 1, "f: latent frames");
   frames.from_problem = "grid[0]";
   ParamSpec per_frame =
-      param("tokens_per_frame", Type::integer, 1590, 1, "s: tokens of a frame in raster order");
+      spec::param("tokens_per_frame", Type::integer, 1590, 1, "s: tokens of a frame in raster order");
   per_frame.from_problem = "grid[1:]";
-  ParamSpec decay = param("decay_factor", Type::number, 1.0, 0, "scales the half-width only; above 0");
-  ParamSpec sink = param("sink_frames", Type::integer, 1, 0, "1: every query reads all of frame 0");
+  ParamSpec decay = spec::param("decay_factor", Type::number, 1.0, 0, "scales the half-width only; above 0");
+  ParamSpec sink = spec::param("sink_frames", Type::integer, 1, 0, "1: every query reads all of frame 0");
   sink.max = 1;
-  ParamSpec variant = param("variant", Type::choice, "repo_block", 0, "the released code's mask or Eq. 4's");
+  ParamSpec variant =
+      spec::param("variant", Type::choice, "repo_block", 0, "the released code's mask or Eq. 4's");
   variant.min = {};
   variant.choices = {"repo_block", "paper_token"};
-  ParamSpec density = param("column_density_min", Type::number, 1.0 / 3.0, 0,
-                            "a column of a block counts when a larger share of its rows is kept");
+  ParamSpec density = spec::param("column_density_min", Type::number, 1.0 / 3.0, 0,
+                                  "a column of a block counts when a larger share of its rows is kept");
   density.max = 1.0;
-  ParamSpec keep = param("block_keep_fraction", Type::number, 0.6, 0,
-                         "a block is kept when a larger share of its non-empty columns counts");
+  ParamSpec keep = spec::param("block_keep_fraction", Type::number, 0.6, 0,
+                               "a block is kept when a larger share of its non-empty columns counts");
   keep.max = 1.0;
   m.params = {
       frames,
       per_frame,
-      param("block_size", Type::integer, 128, 1, "b: tokens of a block"),
+      spec::param("block_size", Type::integer, 128, 1, "b: tokens of a block"),
       decay,
       sink,
       variant,
-      param("split_threshold", Type::integer, 128, 1, "widths below it leave out frames (repo_block)"),
+      spec::param("split_threshold", Type::integer, 128, 1, "widths below it leave out frames (repo_block)"),
       density,
       keep,
-      param("text_tokens", Type::integer, 0, 0, "trailing tokens that see and are seen by everything"),
-      param("dense_steps", Type::integer, 0, 0, "of a pipeline: its first denoising steps run dense"),
-      param("dense_layers", Type::integer, 0, 0, "of a pipeline: its first layers run dense"),
+      spec::param("text_tokens", Type::integer, 0, 0, "trailing tokens that see and are seen by everything"),
+      spec::param("dense_steps", Type::integer, 0, 0, "of a pipeline: its first denoising steps run dense"),
+      spec::param("dense_layers", Type::integer, 0, 0, "of a pipeline: its first layers run dense"),
       scale_param()};
   m.kinds = {ProblemKind::sequence, ProblemKind::video};
   m.figures = {
@@ -276,9 +267,7 @@ class RadialInstance final : public HeadsInstance {
         for (const int32_t c : pattern_.row(r)) line[c] = 1;
       }
     }
-    plan_ = ctx.allocate(DType::i32, selected_.shape());
-    ctx.backend().copy_bytes(plan_.raw(), plan_.device(), flags.data(), DeviceKind::cpu,
-                             flags.size() * sizeof(int32_t));
+    plan_ = upload(ctx, selected_.shape(), flags);
   }
 
   void run(Context& ctx) override {
@@ -395,9 +384,7 @@ class RadialInstance final : public HeadsInstance {
           }
       }
     }
-    mask_.rule.bitmap = ctx.allocate(DType::u8, {1, 1, n, width});
-    ctx.backend().copy_bytes(mask_.rule.bitmap.raw(), mask_.rule.bitmap.device(), bits.data(),
-                             DeviceKind::cpu, bits.size());
+    mask_.rule.bitmap = upload(ctx, {1, 1, n, width}, bits);
   }
 
   Geometry g_;

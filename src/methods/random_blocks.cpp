@@ -11,18 +11,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, std::optional<double> min,
-                std::optional<double> max, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(value);
-  s.min = min;
-  s.max = max;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "random_blocks";
@@ -45,10 +33,10 @@ MethodInfo describe() {
       "Matmul 4 P D B H, "
       "special P B H, elementwise 4 P B H.";
   m.params = {
-      param("block_size", ParamSpec::Type::integer, 128, 1, {}, "tokens of a block, queries and keys"),
-      param("sparsity", ParamSpec::Type::number, 0.9, 0.0, 1.0, "share of the allowed blocks left out"),
-      param("pattern_seed", ParamSpec::Type::integer, 0, 0, {},
-            "seed of the pattern, apart from the inputs'"),
+      spec::param("block_size", ParamSpec::Type::integer, 128, 1, {}, "tokens of a block, queries and keys"),
+      spec::param("sparsity", ParamSpec::Type::number, 0.9, 0.0, 1.0, "share of the allowed blocks left out"),
+      spec::param("pattern_seed", ParamSpec::Type::integer, 0, 0, {},
+                  "seed of the pattern, apart from the inputs'"),
       scale_param()};
   m.kinds = {ProblemKind::sequence};
   m.notes = {

@@ -15,23 +15,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, std::optional<double> min,
-                std::optional<double> max, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.nullable = value.is_null();
-  s.default_value = std::move(value);
-  s.min = min, s.max = max;
-  s.meaning = meaning;
-  return s;
-}
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), {}, {}, meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   using Type = ParamSpec::Type;
   MethodInfo m;
@@ -61,22 +44,24 @@ MethodInfo describe() {
       "rows 4 D Tt "
       "(Nv + Tv).";
   ParamSpec grid =
-      param("grid", Type::list, Value(), 1, {}, "t, h, w of the tokens; null: the problem's grid");
+      spec::param("grid", Type::list, Value(), 1, {}, "t, h, w of the tokens; null: the problem's grid");
   m.params = {
-      param("block_size", Type::integer, 128, 1, 256, "bs, tokens of a block"),
-      param("drop_rate", Type::number, 0.8, 0.0, 1.0, "share of blocks to drop"),
-      param("p_keep", Type::number, 0.3, 0.0, {},
-            "mass that the kept blocks must exceed; above 1: everything"),
-      param("text_tokens", Type::integer, 0, 0, {}, "text slots behind the video tokens"),
-      param("text_valid", Type::integer, Value(), 0, {}, "text tokens that are real; null: all"),
+      spec::param("block_size", Type::integer, 128, 1, 256, "bs, tokens of a block"),
+      spec::param("drop_rate", Type::number, 0.8, 0.0, 1.0, "share of blocks to drop"),
+      spec::param("p_keep", Type::number, 0.3, 0.0, {},
+                  "mass that the kept blocks must exceed; above 1: everything"),
+      spec::param("text_tokens", Type::integer, 0, 0, {}, "text slots behind the video tokens"),
+      spec::param("text_valid", Type::integer, Value(), 0, {}, "text tokens that are real; null: all"),
       grid,
-      choice("order", {"gilbert", "linear"}, "token order: the generalised Hilbert curve, or rows"),
-      param("neighbours", Type::boolean, true, {}, {}, "keep blocks that touch on the curve"),
-      param("first_frame_blocks", Type::integer, 0, 0, {}, "F, first blocks that always see each other"),
-      param("ipar", Type::boolean, true, {}, {}, "the correction; false: plain block-sparse attention"),
-      choice("gapr", {"test", "all", "none"}, "which dropped blocks add their mean value"),
-      param("warm_layers", Type::integer, 0, 0, {}, "model level: first layers that stay dense"),
-      param("warm_steps", Type::integer, 0, 0, {}, "model level: first denoising steps that stay dense"),
+      spec::choice("order", {"gilbert", "linear"}, "token order: the generalised Hilbert curve, or rows"),
+      spec::param("neighbours", Type::boolean, true, {}, {}, "keep blocks that touch on the curve"),
+      spec::param("first_frame_blocks", Type::integer, 0, 0, {},
+                  "F, first blocks that always see each other"),
+      spec::param("ipar", Type::boolean, true, {}, {}, "the correction; false: plain block-sparse attention"),
+      spec::choice("gapr", {"test", "all", "none"}, "which dropped blocks add their mean value"),
+      spec::param("warm_layers", Type::integer, 0, 0, {}, "model level: first layers that stay dense"),
+      spec::param("warm_steps", Type::integer, 0, 0, {},
+                  "model level: first denoising steps that stay dense"),
       scale_param()};
   m.kinds = {ProblemKind::video, ProblemKind::image, ProblemKind::sequence};
   m.figures = {
@@ -245,38 +230,34 @@ class RectifiedInstance final : public BlockSelectionInstance {
         from[static_cast<size_t>(j)] = static_cast<int32_t>(token);
         for (int64_t b = 0; b < f.batch; ++b) valid[static_cast<size_t>(b * used + j)] = token >= 0;
       }
-      spread_ = upload_integers(ctx, {1, 1, used}, from);
-      mask_.key_valid = ctx.allocate(DType::u8, {f.batch, used});
-      ctx.backend().copy_bytes(mask_.key_valid.raw(), mask_.key_valid.device(), valid.data(), DeviceKind::cpu,
-                               valid.size());
+      spread_ = upload(ctx, {1, 1, used}, from);
+      mask_.key_valid = upload(ctx, {f.batch, used}, valid);
       key_ = ctx.allocate(dtype_, {f.batch, f.heads, used, f.head_dim});
       value_ = ctx.allocate(dtype_, {f.batch, f.heads, used, f.head_dim});
     }
     lists_.n = video_, lists_.m = used, lists_.block_q = lists_.block_k = block_;
-    lists_.also = ctx.allocate(DType::u8, {blocks_, columns_});
-    ctx.backend().copy_bytes(lists_.also.raw(), lists_.also.device(), always_.data(), DeviceKind::cpu,
-                             always_.size());
+    lists_.also = upload(ctx, {blocks_, columns_}, always_);
     lists_.selected =
         text_blocks_ > 0 ? ctx.allocate(DType::i32, {f.batch, f.heads, blocks_, columns_}) : kept_;
     allocate_block_lists(ctx, lists_, f.batch, f.heads);
     const Tensor valid = mask_.key_valid;
     mask_ = block_mask_of(lists_);
     mask_.key_valid = valid;
-    curve_ = upload_integers(ctx, {video_}, order_.empty() ? linear_ : order_);
+    curve_ = upload(ctx, {video_}, order_.empty() ? linear_ : order_);
     std::vector<int32_t> near(touching_.begin(), touching_.end());
-    near_ = upload_integers(ctx, {blocks_, blocks_}, near);
+    near_ = upload(ctx, {blocks_, blocks_}, near);
     if (valid_ > 0) {
       std::vector<float> lift(static_cast<size_t>(blocks_ + valid_), 0.0f);
       std::fill(lift.begin(), lift.begin() + blocks_, std::log(static_cast<float>(block_)));
-      lift_ = upload_floats(ctx, {blocks_ + valid_}, lift);
+      lift_ = upload(ctx, {blocks_ + valid_}, lift);
     }
-    zeros_ = upload_floats(ctx, {f.batch * f.heads * blocks_},
-                           std::vector<float>(static_cast<size_t>(f.batch * f.heads * blocks_), 0.0f));
+    zeros_ = upload(ctx, {f.batch * f.heads * blocks_},
+                    std::vector<float>(static_cast<size_t>(f.batch * f.heads * blocks_), 0.0f));
     if (text_ > valid_)
-      nowhere_ = upload_integers(ctx, {1, 1, text_ - valid_},
-                                 std::vector<int32_t>(static_cast<size_t>(text_ - valid_), -1));
+      nowhere_ =
+          upload(ctx, {1, 1, text_ - valid_}, std::vector<int32_t>(static_cast<size_t>(text_ - valid_), -1));
     const std::vector<int32_t> fixed(static_cast<size_t>(rectifiable_.numel()), trust_ == "all" ? 1 : 0);
-    if (trust_ != "test") fixed_trust_ = upload_integers(ctx, rectifiable_.shape(), fixed);
+    if (trust_ != "test") fixed_trust_ = upload(ctx, rectifiable_.shape(), fixed);
   }
 
   void run(Context& ctx) override {

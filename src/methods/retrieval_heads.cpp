@@ -19,36 +19,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-ParamSpec integer(const char* name, int64_t default_value, double least, const char* meaning,
-                  const char* from_problem = "") {
-  ParamSpec s = param(name, ParamSpec::Type::integer, default_value, meaning);
-  s.min = least;
-  s.from_problem = from_problem;
-  return s;
-}
-
-ParamSpec number(const char* name, double default_value, double least, double most, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::number, default_value, meaning);
-  s.min = least;
-  s.max = most;
-  return s;
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 constexpr const char* kDecode = "decode attention rows";
 
 MethodInfo describe() {
@@ -74,36 +44,40 @@ MethodInfo describe() {
       "H T M D and "
       "L H T M comparisons; 4 P D a masked head. rows: I T L H M comparisons. Key-value cache 2 L Hkv D "
       "bytes M.";
-  ParamSpec kv = integer("num_kv_heads", 32, 1, "Hkv", "kv_heads");
+  ParamSpec kv = spec::integer("num_kv_heads", 32, 1, "Hkv", "kv_heads");
   ParamSpec match =
-      number("needle_match", 0.9, 0, 1, "share of the needle's distinct ids a window must exceed");
+      spec::number("needle_match", 0.9, 0, 1, "share of the needle's distinct ids a window must exceed");
   m.params = {
-      integer("num_layers", 32, 1, "L (Llama-2-7B)"),
-      integer("num_heads", 32, 1, "H", "heads"),
+      spec::integer("num_layers", 32, 1, "L (Llama-2-7B)"),
+      spec::integer("num_heads", 32, 1, "H", "heads"),
       kv,
-      integer("head_dim", 128, 1, "D", "head_dim"),
-      choice("score_mode", {"reference", "paper"}, "which score the mean, the classes and the order use"),
-      integer("topk", 1, 1, "keys of the largest weight that may copy, one hit a step"),
-      number("threshold", 0.1, 0, 1, "mean score from which a head is a retrieval head"),
-      number("success_recall", 0.5, 0, 1, "recall an answer must exceed to count"),
-      integer("len_min", 1000, 1, "detection: shortest prompt"),
-      integer("len_max", 50000, 1, "detection: longest prompt"),
-      integer("len_steps", 20, 1, "detection: lengths, evenly spaced"),
-      integer("depth_steps", 10, 1, "detection: depths, 0 to 100 %"),
-      integer("needles", 3, 1, "detection: needles"),
-      integer("max_new_tokens", 50, 1, "detection: tokens decoded at most"),
-      integer("context_buffer", 200, 0, "detection: tokens left for the question"),
+      spec::integer("head_dim", 128, 1, "D", "head_dim"),
+      spec::choice("score_mode", {"reference", "paper"},
+                   "which score the mean, the classes and the order use"),
+      spec::integer("topk", 1, 1, "keys of the largest weight that may copy, one hit a step"),
+      spec::number("threshold", 0.1, 0, 1, "mean score from which a head is a retrieval head"),
+      spec::number("success_recall", 0.5, 0, 1, "recall an answer must exceed to count"),
+      spec::integer("len_min", 1000, 1, "detection: shortest prompt"),
+      spec::integer("len_max", 50000, 1, "detection: longest prompt"),
+      spec::integer("len_steps", 20, 1, "detection: lengths, evenly spaced"),
+      spec::integer("depth_steps", 10, 1, "detection: depths, 0 to 100 %"),
+      spec::integer("needles", 3, 1, "detection: needles"),
+      spec::integer("max_new_tokens", 50, 1, "detection: tokens decoded at most"),
+      spec::integer("context_buffer", 200, 0, "detection: tokens left for the question"),
       match,
-      choice("mask_mode", {"uniform", "zero_output"}, "which masked output `masked` is; both are given"),
-      param("mask_topk", ParamSpec::Type::integer, 0,
-            "heads masked where no block_list is given: best by score, or below 0 random ones"),
-      param("mask_prefill", ParamSpec::Type::boolean, false,
-            "mask in the prefill too; the causal uniform row is the same there, and rows of a prefill are "
-            "given as q"),
-      integer("random_exclude_top", 100, 0, "random heads are drawn from outside the so many best"),
-      integer("seed", 0, 0, "of the random heads"),
-      param("scores_file", ParamSpec::Type::text, "",
-            "statistics of a JSON file {\"layer-head\": [score of each instance, ..]} instead of tensors")};
+      spec::choice("mask_mode", {"uniform", "zero_output"},
+                   "which masked output `masked` is; both are given"),
+      spec::param("mask_topk", ParamSpec::Type::integer, 0,
+                  "heads masked where no block_list is given: best by score, or below 0 random ones"),
+      spec::param(
+          "mask_prefill", ParamSpec::Type::boolean, false,
+          "mask in the prefill too; the causal uniform row is the same there, and rows of a prefill are "
+          "given as q"),
+      spec::integer("random_exclude_top", 100, 0, "random heads are drawn from outside the so many best"),
+      spec::integer("seed", 0, 0, "of the random heads"),
+      spec::param(
+          "scores_file", ParamSpec::Type::text, "",
+          "statistics of a JSON file {\"layer-head\": [score of each instance, ..]} instead of tensors")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"heads with score >= 0.1", "llama-2-7b-80k, 586 instances", "1024 heads", "33 (3.22 %)",
                 "released score file"},
@@ -282,8 +256,9 @@ class RetrievalInstance : public Instance {
     const int64_t begin = std::max<int64_t>((prompt - needle) / 2, 0);
     const auto spec = [&](const char* name, int64_t length, std::function<double(int64_t)> value,
                           const char* meaning) {
-      TensorSpec s{name,   with_instances ? Shape{instances, length} : Shape{length}, DType::i32, Init::normal(), false,
-                   meaning};
+      TensorSpec s{name,       with_instances ? Shape{instances, length} : Shape{length},
+                   DType::i32, Init::normal(),
+                   false,      meaning};
       s.init.kind = Init::Kind::values;
       s.init.value = std::move(value);
       input_specs_.push_back(s);
@@ -325,7 +300,8 @@ class RowsInstance final : public RetrievalInstance {
         keys_(problem.kv_length_or_length()),
         prompt_(keys_ - steps_ + 1),
         needle_(needle) {
-    TensorSpec rows{"rows", {instances_, steps_, layers_, heads_, keys_}, dtype_, Init::normal(), false, kDecode};
+    TensorSpec rows{"rows", {instances_, steps_, layers_, heads_, keys_}, dtype_, Init::normal(), false,
+                    kDecode};
     rows.init.kind = Init::Kind::values;
     rows.init.value = [=, this, seed = seed_, layers = layers_, heads = heads_, steps = steps_, keys = keys_,
                        prompt = prompt_, n = needle_](int64_t i) {

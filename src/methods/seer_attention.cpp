@@ -14,21 +14,13 @@ namespace {
 
 using Kind = PoolTokensArgs::Kind;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.default_value = std::move(value);
-  s.meaning = meaning;
-  return s;
-}
 ParamSpec ranged(ParamSpec s, std::optional<double> min, std::optional<double> max = {}) {
   s.min = min, s.max = max;
   s.nullable = s.default_value.is_null();
   return s;
 }
 ParamSpec pools(const char* name, Value::List words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::list, Value(std::move(words)), meaning);
+  ParamSpec s = spec::param(name, ParamSpec::Type::list, Value(std::move(words)), meaning);
   s.of_words = true;
   s.choices = {"max", "min", "avg"};
   return s;
@@ -61,22 +53,22 @@ MethodInfo describe() {
       "exponentials. "
       "Attention 4 D b^2 a chosen block. Parameters H P D Dg.";
   m.params = {
-      ranged(param("block_size", Type::integer, 64, "b, tokens of a block"), 1),
-      ranged(param("gate_hidden", Type::integer, 128, "Dg, even"), 2),
+      ranged(spec::param("block_size", Type::integer, 64, "b, tokens of a block"), 1),
+      ranged(spec::param("gate_hidden", Type::integer, 128, "Dg, even"), 2),
       pools("q_pool", {"avg"}, "poolings of q, concatenated in the order max, min, avg"),
       pools("k_pool", {"max", "min", "avg"}, "poolings of k, concatenated in the order max, min, avg"),
-      param("force_double", Type::boolean, false,
-            "project q too (Wq) where one pooling of width Dg needs no projection"),
-      param("gate_rope", Type::boolean, true,
-            "rotate the pooled queries and keys at their block's first token"),
-      ranged(param("rope_theta", Type::number, 10000.0, "base of both rotations' frequencies"), 1e-6),
-      param("sparsity_method", Type::choice, "threshold", "how the mask follows from the gate"),
-      ranged(param("threshold", Type::number, 5e-4, "gate score that a block must exceed"), {}, {}),
-      ranged(param("nz_ratio", Type::number, 1.0, "kept share of the causal triangle"), 0.0, 1.0),
-      ranged(param("topk_blocks", Type::integer, Value(), "blocks a row for sparsity_method topk"), 1),
-      param("last_block_dense", Type::boolean, true, "the last two block rows see everything"),
-      param("force_diagonal", Type::boolean, true, "every row sees its own block"),
-      param("causal", Type::boolean, true, "false: no triangle anywhere")};
+      spec::param("force_double", Type::boolean, false,
+                  "project q too (Wq) where one pooling of width Dg needs no projection"),
+      spec::param("gate_rope", Type::boolean, true,
+                  "rotate the pooled queries and keys at their block's first token"),
+      ranged(spec::param("rope_theta", Type::number, 10000.0, "base of both rotations' frequencies"), 1e-6),
+      spec::param("sparsity_method", Type::choice, "threshold", "how the mask follows from the gate"),
+      ranged(spec::param("threshold", Type::number, 5e-4, "gate score that a block must exceed"), {}, {}),
+      ranged(spec::param("nz_ratio", Type::number, 1.0, "kept share of the causal triangle"), 0.0, 1.0),
+      ranged(spec::param("topk_blocks", Type::integer, Value(), "blocks a row for sparsity_method topk"), 1),
+      spec::param("last_block_dense", Type::boolean, true, "the last two block rows see everything"),
+      spec::param("force_diagonal", Type::boolean, true, "every row sees its own block"),
+      spec::param("causal", Type::boolean, true, "false: no triangle anywhere")};
   for (ParamSpec& s : m.params)
     if (s.name == "sparsity_method") s.choices = {"threshold", "nz_ratio", "topk"};
   m.kinds = {ProblemKind::sequence};
@@ -209,7 +201,7 @@ class SeerInstance final : public BlockSelectionInstance {
       std::vector<float> triangle(static_cast<size_t>(blocks * blocks));
       for (int64_t i = 0; i < blocks; ++i)
         for (int64_t t = 0; t <= i; ++t) triangle[static_cast<size_t>(i * blocks + t)] = 1.0f;
-      triangle_ = upload_floats(ctx, {blocks * blocks}, triangle);
+      triangle_ = upload(ctx, {blocks * blocks}, triangle);
     }
     allocate_block_lists(ctx, lists_, form_.batch, form_.heads);
     mask_ = block_mask_of(lists_);
@@ -312,7 +304,7 @@ class SeerInstance final : public BlockSelectionInstance {
           }
           for (int64_t t = 0; t < n; ++t) to[t] = static_cast<float>(static_cast<double>(to[t]) / sum);
         }
-    return upload_floats(ctx, {form_.batch, form_.heads, n, n}, truth);
+    return upload(ctx, {form_.batch, form_.heads, n, n}, truth);
   }
 
  private:

@@ -5,46 +5,6 @@
 #include "kernels/elementwise/cast.hpp"
 
 namespace attnbench::signal {
-namespace {
-
-ParamSpec spec(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.nullable = default_value.is_null();
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-
-}  // namespace
-
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = spec(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  return s;
-}
-
-ParamSpec number(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = spec(name, ParamSpec::Type::number, std::move(default_value), meaning);
-  s.min = least;
-  return s;
-}
-
-ParamSpec boolean(const char* name, bool default_value, const char* meaning) {
-  return spec(name, ParamSpec::Type::boolean, default_value, meaning);
-}
-
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = spec(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
-ParamSpec list(const char* name, Value default_value, const char* meaning) {
-  return spec(name, ParamSpec::Type::list, std::move(default_value), meaning);
-}
-
 ParamSpec from_problem(ParamSpec s, const char* key) {
   s.from_problem = key;
   s.nullable = false;
@@ -65,14 +25,6 @@ std::vector<int64_t> integers(const std::string& method, const std::string& name
     v.push_back(static_cast<int64_t>(x));
   }
   return v;
-}
-
-Tensor upload(Context& ctx, DType dtype, const Shape& shape, const std::vector<double>& values) {
-  std::vector<char> bytes(values.size() * size_of(dtype));
-  convert(values.data(), DType::f64, bytes.data(), dtype, static_cast<int64_t>(values.size()));
-  const Tensor t = ctx.allocate(dtype, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, dtype, shape, bytes.data()), t);
-  return t;
 }
 
 Tensor upload_index(Context& ctx, const std::vector<int64_t>& values) {

@@ -13,13 +13,6 @@ namespace attnbench::signal {
 // ---- parameters
 // ---------------------------------------------------------------------------------------------
 
-/// Null as default makes the parameter nullable.
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning);
-ParamSpec number(const char* name, Value default_value, double least, const char* meaning);
-ParamSpec boolean(const char* name, bool default_value, const char* meaning);
-ParamSpec choice(const char* name, std::vector<std::string> words,
-                 const char* meaning);  ///< the first is the default
-ParamSpec list(const char* name, Value default_value, const char* meaning);
 /// The same parameter, repeating an extent of the problem.
 ParamSpec from_problem(ParamSpec spec, const char* key);
 std::vector<double> numbers(const Value& list);
@@ -28,7 +21,6 @@ std::vector<int64_t> integers(const std::string& method, const std::string& name
 // ---- calls
 // --------------------------------------------------------------------------------------------------
 
-Tensor upload(Context& ctx, DType dtype, const Shape& shape, const std::vector<double>& values);
 Tensor upload_index(Context& ctx, const std::vector<int64_t>& values);
 /// x in f32: itself, or a widened copy.
 Tensor widened(Context& ctx, const Tensor& x);

@@ -7,16 +7,6 @@
 namespace attnbench {
 namespace {
 
-ParamSpec integer_param(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = ParamSpec::Type::integer;
-  s.default_value = std::move(default_value);
-  s.min = least;
-  s.meaning = meaning;
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "sliding_window";
@@ -40,16 +30,16 @@ MethodInfo describe() {
       "special "
       "P B H, elementwise 4 P B H; q, k, v read once, o written once. With block_size > 0 whole blocks are "
       "visited and P counts them.";
-  ParamSpec right = integer_param(
+  ParamSpec right = spec::integer(
       "right", Value(), 0,
       "keys to the right of the query, its own not counted; null: 0 when causal, else equal to window");
   right.nullable = true;
   m.params = {
-      integer_param("window", 256, 0,
+      spec::integer("window", 256, 0,
                     "keys to the left of the query, its own not counted: FlashAttention's window_size[0]"),
       right,
-      integer_param("sinks", 0, 0, "first keys of the sequence that every query sees (subject to causality)"),
-      integer_param(
+      spec::integer("sinks", 0, 0, "first keys of the sequence that every query sees (subject to causality)"),
+      spec::integer(
           "block_size", 0, 0,
           "0: the engine skips blocks by the rule; else prepare() lists the full and partial blocks of "
           "this many tokens"),

@@ -28,7 +28,7 @@ class Sra final : public Method {
           "norm. "
           "Parameters 4 C^2 + C (+ 3 C with qkv_bias) + r^2 C^2 + 3 C.";
       i.params = layer_params(
-          {integer_param("sr_ratio", 2, 1, "r: side of the reducing patch; 1 is plain attention")});
+          {spec::integer("sr_ratio", 2, 1, "r: side of the reducing patch; 1 is plain attention")});
       i.figures = {{"CPU throughput", "B 64, 14x14, C 768, H 12, f32, sr_ratio 2; i9-10900X", "",
                     "710 images/s", "HubHop/vit-attention-benchmark README"},
                    {"GPU throughput", "the same; RTX 3090", "", "4810 images/s",

@@ -27,7 +27,7 @@ class SraLinear final : public Method {
           "MACs per image: 2 N C^2 + 3 M C^2 + 2 N M C, M = p^2. Parameters 4 C^2 + C (+ 3 C with qkv_bias) "
           "+ C^2 + "
           "3 C.";
-      i.params = layer_params({integer_param("pool_size", 7, 1, "p: side of the pooled grid")});
+      i.params = layer_params({spec::integer("pool_size", 7, 1, "p: side of the pooled grid")});
       i.notes.insert(i.notes.begin(),
                      {"M is p^2 also when the grid is smaller than the pool: cells repeat.",
                       "GELU is the exact one (erf).", "rows() has a column per pooled key."});

@@ -24,26 +24,6 @@ constexpr int64_t kElementsAtOnce = int64_t{1} << 22;
 // Features beyond this many would not fit their own index tables.
 constexpr int64_t kMostFeatures = int64_t{1} << 26;
 
-ParamSpec param(const char* name, ParamSpec::Type type, Value default_value, const char* meaning) {
-  ParamSpec s;
-  s.name = name;
-  s.type = type;
-  s.nullable = default_value.is_null();
-  s.default_value = std::move(default_value);
-  s.meaning = meaning;
-  return s;
-}
-ParamSpec integer(const char* name, Value default_value, double least, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::integer, std::move(default_value), meaning);
-  s.min = least;
-  return s;
-}
-ParamSpec choice(const char* name, std::vector<std::string> words, const char* meaning) {
-  ParamSpec s = param(name, ParamSpec::Type::choice, words.front(), meaning);
-  s.choices = std::move(words);
-  return s;
-}
-
 MethodInfo describe() {
   MethodInfo m;
   m.id = m.card = "tensor_attention";
@@ -78,41 +58,42 @@ MethodInfo describe() {
       "Rk = C(D + g, g) features, 3 N Rk multiplications for them at p = 3. Relative error of P at most "
       "e^(2S) "
       "S^(g+1) / (g+1)! for |s| <= S.";
-  ParamSpec degree =
-      integer("degree", 4, 0, "g of the polynomial, even: an even Taylor polynomial of exp is positive");
+  ParamSpec degree = spec::integer("degree", 4, 0,
+                                   "g of the polynomial, even: an even Taylor polynomial of exp is positive");
   degree.max = 64;
-  ParamSpec logit_bound = param("logit_bound", ParamSpec::Type::number, Value(),
-                                "S of poly chebyshev; null: measured, the largest entry^p * D * |scale|");
+  ParamSpec logit_bound =
+      spec::param("logit_bound", ParamSpec::Type::number, Value(),
+                  "S of poly chebyshev; null: measured, the largest entry^p * D * |scale|");
   logit_bound.min = 0;
-  ParamSpec scale = param("scale", ParamSpec::Type::number, Value(),
-                          "factor of a score; null: 1 / D; 1 is the formula of the abstract");
-  ParamSpec head_dim = integer("head_dim", 8, 1, "D");
+  ParamSpec scale = spec::param("scale", ParamSpec::Type::number, Value(),
+                                "factor of a score; null: 1 / D; 1 is the formula of the abstract");
+  ParamSpec head_dim = spec::integer("head_dim", 8, 1, "D");
   head_dim.from_problem = "head_dim";
   ParamSpec entry_bound =
-      param("entry_bound", ParamSpec::Type::number, 0.5,
-            "Bd: generated queries and keys are uniform within it; given ones are taken as they are");
+      spec::param("entry_bound", ParamSpec::Type::number, 0.5,
+                  "Bd: generated queries and keys are uniform within it; given ones are taken as they are");
   entry_bound.min = 0;
-  ParamSpec order = integer("order", 3, 2, "p: a query meets p - 1 keys");
+  ParamSpec order = spec::integer("order", 3, 2, "p: a query meets p - 1 keys");
   order.max = 6;
   ParamSpec lengths =
-      param("kv_lengths", ParamSpec::Type::list, Value(),
-            "tokens of k1, k2, ...; null: those of the given file, or problem.kv_length each");
+      spec::param("kv_lengths", ParamSpec::Type::list, Value(),
+                  "tokens of k1, k2, ...; null: those of the given file, or problem.kv_length each");
   lengths.min = 1;
   m.params = {
-      choice("mode", {"exact", "poly", "poly_direct"},
-             "softmax; the low-rank form; the same polynomial tuple by tuple (to test with)"),
+      spec::choice("mode", {"exact", "poly", "poly_direct"},
+                   "softmax; the low-rank form; the same polynomial tuple by tuple (to test with)"),
       degree,
-      choice("poly", {"taylor", "chebyshev"},
-             "coefficients c_m: 1 / m!, or the interpolant of exp on [-S, S]"),
+      spec::choice("poly", {"taylor", "chebyshev"},
+                   "coefficients c_m: 1 / m!, or the interpolant of exp on [-S, S]"),
       logit_bound,
       scale,
       order,
       head_dim,
       entry_bound,
-      param("causal", ParamSpec::Type::boolean, false, "keys of a tuple stand at or before the query"),
-      integer("window1", 0, 0, "exact only: tokens of k1 from the query's own back; 0: all"),
-      integer("window2", 0, 0, "exact only: tokens of k2 from the query's own back; 0: all"),
-      integer("feature_chunk", 256, 1, "features in memory at once, but for those of lower degree"),
+      spec::param("causal", ParamSpec::Type::boolean, false, "keys of a tuple stand at or before the query"),
+      spec::integer("window1", 0, 0, "exact only: tokens of k1 from the query's own back; 0: all"),
+      spec::integer("window2", 0, 0, "exact only: tokens of k2 from the query's own back; 0: all"),
+      spec::integer("feature_chunk", 256, 1, "features in memory at once, but for those of lower degree"),
       lengths};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"upper bound", "largest entry o((log n)^(1/3))", "exact, cubic in n",

@@ -53,26 +53,26 @@ MethodInfo describe() {
       "d) + E^2 + E F. "
       "Parameters: 757,104 to tokenize, 1,166,100 with the decoder; downstream 724,998 with 6 classes.";
   const auto ratio = [](const char* name) {
-    ParamSpec s = number(name, 0.5, 0, "share that is masked, reconstruct only");
+    ParamSpec s = spec::number(name, 0.5, 0, "share that is masked, reconstruct only");
     s.max = 0.999999;
     return s;
   };
-  m.params = {integer("sample_rate", Value(), 2, "Hz, even; null: problem.sample_rate, or 200"),
-              integer("embed_dim", 64, 4, "E"),
-              integer("heads", 8, 1, "of linear attention; the downstream encoder has 8"),
-              integer("codebook_size", 8192, 1, "K"),
-              integer("freq_patch", 5, 1, "w, bins per patch"),
-              integer("freq_depth", 2, 0, "layers over patches"),
-              integer("time_depth", 2, 0, "layers over frames"),
-              integer("dec_depth", 8, 0, "decoder layers"),
-              from_problem(integer("channels", 16, 1, "Ch"), "channels"),
-              from_problem(integer("samples", 1000, 1, "points per channel"), "samples"),
+  m.params = {spec::integer("sample_rate", Value(), 2, "Hz, even; null: problem.sample_rate, or 200"),
+              spec::integer("embed_dim", 64, 4, "E"),
+              spec::integer("heads", 8, 1, "of linear attention; the downstream encoder has 8"),
+              spec::integer("codebook_size", 8192, 1, "K"),
+              spec::integer("freq_patch", 5, 1, "w, bins per patch"),
+              spec::integer("freq_depth", 2, 0, "layers over patches"),
+              spec::integer("time_depth", 2, 0, "layers over frames"),
+              spec::integer("dec_depth", 8, 0, "decoder layers"),
+              from_problem(spec::integer("channels", 16, 1, "Ch"), "channels"),
+              from_problem(spec::integer("samples", 1000, 1, "points per channel"), "samples"),
               ratio("freq_mask_ratio"),
               ratio("time_mask_ratio"),
-              integer("mask_band", 5, 1, "bins per masked band"),
-              integer("cls_depth", 4, 1, "classify only"),
-              integer("n_classes", 6, 1, "classify only"),
-              choice("stage", {"tokenize", "reconstruct", "classify"}, "what to run")};
+              spec::integer("mask_band", 5, 1, "bins per masked band"),
+              spec::integer("cls_depth", 4, 1, "classify only"),
+              spec::integer("n_classes", 6, 1, "classify only"),
+              spec::choice("stage", {"tokenize", "reconstruct", "classify"}, "what to run")};
   m.kinds = {ProblemKind::signal};
   m.dtypes = {DType::f32};
   m.figures = {

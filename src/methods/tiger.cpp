@@ -49,20 +49,20 @@ MethodInfo describe() {
       "2 g_i); FFI: T MSA(K) + K MSA(T) + 2 K T (2 A E N + 2 N^2) + A K T (K + T) (E + N/A). 7.205 GMAC for "
       "a second at 16 kHz "
       "with 4 passes. 821,932 parameters, whatever the number of passes.";
-  m.params = {integer("feature_dim", Value(), 1, "N; null: problem.channels (separator), or 128"),
-              integer("hidden_dim", 256, 1, "H inside MSA"),
-              integer("num_blocks", 4, 1, "passes of the one block"),
-              integer("msa_depth", 5, 2, "D scales"),
-              integer("att_heads", Value(), 1, "A; null: problem.heads, or 4"),
-              integer("att_hid_dim", 4, 1, "E per head"),
-              integer("num_sources", 2, 1, "S"),
-              integer("n_fft", 640, 16, "STFT"),
-              integer("hop", 160, 1, "STFT"),
-              integer("sample_rate", Value(), 1, "Hz; null: problem.sample_rate, or 16000"),
-              list("band_widths", Value(), "explicit widths of the bands in bins; null: the table"),
-              choice("decoder_seed", {"reference", "coarsest"},
-                     "where MSA's decoder starts: f_{D-3}, or the coarsest map"),
-              choice("scope", {"separator", "full"}, "without or with STFT, bands and masks")};
+  m.params = {spec::integer("feature_dim", Value(), 1, "N; null: problem.channels (separator), or 128"),
+              spec::integer("hidden_dim", 256, 1, "H inside MSA"),
+              spec::integer("num_blocks", 4, 1, "passes of the one block"),
+              spec::integer("msa_depth", 5, 2, "D scales"),
+              spec::integer("att_heads", Value(), 1, "A; null: problem.heads, or 4"),
+              spec::integer("att_hid_dim", 4, 1, "E per head"),
+              spec::integer("num_sources", 2, 1, "S"),
+              spec::integer("n_fft", 640, 16, "STFT"),
+              spec::integer("hop", 160, 1, "STFT"),
+              spec::integer("sample_rate", Value(), 1, "Hz; null: problem.sample_rate, or 16000"),
+              spec::list("band_widths", Value(), "explicit widths of the bands in bins; null: the table"),
+              spec::choice("decoder_seed", {"reference", "coarsest"},
+                           "where MSA's decoder starts: f_{D-3}, or the coarsest map"),
+              spec::choice("scope", {"separator", "full"}, "without or with STFT, bands and masks")};
   m.kinds = {ProblemKind::image, ProblemKind::signal};
   m.dtypes = {DType::f32};
   m.figures = {

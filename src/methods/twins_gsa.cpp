@@ -27,7 +27,7 @@ class TwinsGsa final : public Method {
           "Parameters 4 C^2 "
           "+ C (+ 3 C with qkv_bias) + r^2 C^2 + 3 C.";
       i.params = layer_params(
-          {integer_param("sr_ratio", 2, 1, "r: side of the reducing patch; stages use 8, 4, 2, 1")});
+          {spec::integer("sr_ratio", 2, 1, "r: side of the reducing patch; stages use 8, 4, 2, 1")});
       i.notes.insert(i.notes.begin(),
                      {"Left-over rows and columns of the grid are dropped by the convolution.",
                       "rows() has a column per reduced key."});

@@ -25,7 +25,7 @@ class TwinsLsa final : public Method {
       i.cost =
           "MACs per image, Np padded tokens: 3 Np C^2 + 2 Np w^2 C + N C^2. Parameters 4 C^2 + C (+ 3 C with "
           "qkv_bias).";
-      i.params = layer_params({integer_param("win", 7, 1, "w: side of a window; never clamped to the grid")});
+      i.params = layer_params({spec::integer("win", 7, 1, "w: side of a window; never clamped to the grid")});
       i.notes.insert(
           i.notes.begin(),
           {"The classification code needs sizes that w divides; other sizes follow the detection code: "

@@ -44,28 +44,9 @@ LayerShape layer_shape(const MethodInfo& info, const Problem& problem, const Par
   return s;
 }
 
-ParamSpec integer_param(const std::string& name, int64_t default_value, int64_t min,
-                        const std::string& meaning) {
-  ParamSpec p;
-  p.name = name;
-  p.default_value = Value(default_value);
-  p.min = static_cast<double>(min);
-  p.meaning = meaning;
-  return p;
-}
-
-ParamSpec boolean_param(const std::string& name, bool default_value, const std::string& meaning) {
-  ParamSpec p;
-  p.name = name;
-  p.type = ParamSpec::Type::boolean;
-  p.default_value = Value(default_value);
-  p.meaning = meaning;
-  return p;
-}
-
 std::vector<ParamSpec> layer_params(std::vector<ParamSpec> own) {
   const auto repeated = [](const char* name, int64_t value, const char* from, const char* meaning) {
-    ParamSpec p = integer_param(name, value, 1, meaning);
+    ParamSpec p = spec::integer(name, value, 1, meaning);
     p.from_problem = from;
     return p;
   };
@@ -74,7 +55,7 @@ std::vector<ParamSpec> layer_params(std::vector<ParamSpec> own) {
                              repeated("grid_h", 14, "grid[0]", "Hg, rows of the token grid"),
                              repeated("grid_w", 14, "grid[1]", "Wg, columns of the token grid")};
   for (ParamSpec& p : own) all.push_back(std::move(p));
-  all.push_back(boolean_param("qkv_bias", true, "bias on the q, k and v projections"));
+  all.push_back(spec::boolean("qkv_bias", true, "bias on the q, k and v projections"));
   ParamSpec scale;
   scale.name = "qk_scale";
   scale.type = ParamSpec::Type::number;
@@ -216,8 +197,8 @@ void Partition::upload(Context& ctx) {
       to_token[static_cast<size_t>(at)] = static_cast<int32_t>(b * tokens + t);
       to_slot[static_cast<size_t>(b * tokens + t)] = static_cast<int32_t>(at);
     }
-  slot_to_token_ = vision::upload(ctx, to_token, {slots()});
-  token_to_slot_ = vision::upload(ctx, to_slot, {batch_ * tokens});
+  slot_to_token_ = attnbench::upload(ctx, {slots()}, to_token);
+  token_to_slot_ = attnbench::upload(ctx, {batch_ * tokens}, to_slot);
 }
 
 namespace {
@@ -247,20 +228,6 @@ Tensor heads_view(const Tensor& packed, int64_t first_row, int64_t batch, int64_
 void attend(Context& ctx, const AttentionArgs& args, Trace* trace) {
   attention(ctx, args);
   if (trace) trace->push_back(args);
-}
-
-Tensor upload(Context& ctx, const std::vector<float>& values, const Shape& shape) {
-  Tensor t = ctx.allocate(DType::f32, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::f32, shape, const_cast<float*>(values.data())), t);
-  ctx.backend().synchronize();
-  return t;
-}
-
-Tensor upload(Context& ctx, const std::vector<int32_t>& values, const Shape& shape) {
-  Tensor t = ctx.allocate(DType::i32, shape);
-  copy(ctx, Tensor::borrow(DeviceKind::cpu, DType::i32, shape, const_cast<int32_t*>(values.data())), t);
-  ctx.backend().synchronize();
-  return t;
 }
 
 // ---- instances -------------------------------------------------------------------------------------------
@@ -348,7 +315,7 @@ std::optional<RowStats> LayerInstance::row_stats(Context& ctx) {
         top[at] = host[p.call].top[from];
         visible[at] = static_cast<float>(visible_keys(h, i));
       }
-  return RowStats{upload(ctx, entropy, shape), upload(ctx, visible, shape), upload(ctx, top, shape)};
+  return RowStats{upload(ctx, shape, entropy), upload(ctx, shape, visible), upload(ctx, shape, top)};
 }
 
 void LayerInstance::project(Context& ctx, const std::string& name, const Tensor& x, const Tensor& y) const {

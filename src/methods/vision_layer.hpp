@@ -26,9 +26,6 @@ LayerShape layer_shape(const MethodInfo& info, const Problem& problem, const Par
 
 /// dim, num_heads, grid_h, grid_w, then the method's own, then qkv_bias and qk_scale: the card's table.
 std::vector<ParamSpec> layer_params(std::vector<ParamSpec> own = {});
-ParamSpec integer_param(const std::string& name, int64_t default_value, int64_t min,
-                        const std::string& meaning);
-ParamSpec boolean_param(const std::string& name, bool default_value, const std::string& meaning);
 
 /// What the eight methods of the card say alike: paper, family of sources, kinds, dtypes.
 MethodInfo layer_info(const std::string& id, const std::string& title, const std::string& family);
@@ -165,10 +162,6 @@ class LayerInstance : public Instance {
   const Trace& traced(Context& ctx);
   std::optional<Trace> trace_;
 };
-
-/// Tables built on the host, in the context's memory.
-Tensor upload(Context& ctx, const std::vector<float>& values, const Shape& shape);
-Tensor upload(Context& ctx, const std::vector<int32_t>& values, const Shape& shape);
 
 // ---- cost, as the operators charge it --------------------------------------------------------------------
 

@@ -77,8 +77,8 @@ class VsaInstance final : public LayerInstance {
       to_slot[static_cast<size_t>(t)] = static_cast<int32_t>(slot_of(t));
       to_token[static_cast<size_t>(slot_of(t))] = static_cast<int32_t>(t);
     }
-    slot_index_ = upload(ctx, to_token, {slots()});
-    token_index_ = upload(ctx, to_slot, {s_.tokens()});
+    slot_index_ = upload(ctx, {slots()}, to_token);
+    token_index_ = upload(ctx, {s_.tokens()}, to_slot);
     // Default points in positions of the given grid, and their distance from the window's centre.
     std::vector<float> centred, base;
     const double middle = static_cast<double>(w - 1) / 2;
@@ -90,12 +90,12 @@ class VsaInstance final : public LayerInstance {
         base.push_back(static_cast<float>(j % nw * w + i % w - v_.left));
         base.push_back(static_cast<float>(j / nw * w + i / w - v_.top));
       }
-    centred_ = upload(ctx, centred, {1, 1, 1, area, 2});
-    base_ = upload(ctx, base, {1, 1, grid_.windows(), area, 2});
+    centred_ = upload(ctx, {1, 1, 1, area, 2}, centred);
+    base_ = upload(ctx, {1, 1, grid_.windows(), area, 2}, base);
     const std::vector<float> factor{
         static_cast<float>(static_cast<double>(grid_.padded_w() - 1) / (2 * v_.divisor_x)),
         static_cast<float>(static_cast<double>(grid_.padded_h() - 1) / (2 * v_.divisor_y))};
-    factor_ = upload(ctx, factor, {2});
+    factor_ = upload(ctx, {2}, factor);
     if (!v_.table) return;
     const Tensor& t = weight("rel_pos_bias_table");
     std::vector<char> bytes(static_cast<size_t>(t.nbytes()));
@@ -110,7 +110,7 @@ class VsaInstance final : public LayerInstance {
           const int64_t dy = i / w - j / w + w - 1, dx = i % w - j % w + w - 1;
           bias.push_back(table[static_cast<size_t>((dy * (2 * w - 1) + dx) * s_.heads + h)]);
         }
-    bias_ = upload(ctx, bias, {1, s_.heads, area, area});
+    bias_ = upload(ctx, {1, s_.heads, area, area}, bias);
   }
 
   ClosedForm cost() const override {
@@ -419,16 +419,16 @@ class Vsa final : public Method {
         "MACs per image, Np padded tokens, nW windows: 4 N C^2 + 2 Np w^2 C + 4 nW C H + 8 Np C (sampling) + "
         "kc^2 N C "
         "(cpe). Parameters 4 C^2 + 4 C + (2w-1)^2 H + 4 H C + 4 H + (kc^2 + 1) C.";
-    ParamSpec dim = integer_param("dim", 96, 1, "C, channels; a multiple of num_heads");
+    ParamSpec dim = spec::integer("dim", 96, 1, "C, channels; a multiple of num_heads");
     dim.from_problem = "channels";
-    ParamSpec out = integer_param("out_dim", 0, 1, "Co, channels of the output; null: dim");
+    ParamSpec out = spec::integer("out_dim", 0, 1, "Co, channels of the output; null: dim");
     out.default_value = Value();
     out.nullable = true;
-    ParamSpec heads = integer_param("num_heads", 3, 1, "H, heads");
+    ParamSpec heads = spec::integer("num_heads", 3, 1, "H, heads");
     heads.from_problem = "heads";
-    ParamSpec grid_h = integer_param("grid_h", 56, 1, "Hg, rows of the map");
+    ParamSpec grid_h = spec::integer("grid_h", 56, 1, "Hg, rows of the map");
     grid_h.from_problem = "grid[0]";
-    ParamSpec grid_w = integer_param("grid_w", 56, 1, "Wg, columns of the map");
+    ParamSpec grid_w = spec::integer("grid_w", 56, 1, "Wg, columns of the map");
     grid_w.from_problem = "grid[1]";
     ParamSpec scale;
     scale.name = "qk_scale";
@@ -456,11 +456,11 @@ class Vsa final : public Method {
         heads,
         grid_h,
         grid_w,
-        integer_param("window_size", 7, 2, "w, side of a window"),
-        boolean_param("qkv_bias", true, "bias on the q, k and v projections"),
+        spec::integer("window_size", 7, 2, "w, side of a window"),
+        spec::boolean("qkv_bias", true, "bias on the q, k and v projections"),
         scale,
-        boolean_param("rel_pos_bias", true, "adds the relative-position table to the scores"),
-        boolean_param("cpe", true, "depthwise position encoding before the layer, residual included"),
+        spec::boolean("rel_pos_bias", true, "adds the relative-position table to the scores"),
+        spec::boolean("cpe", true, "depthwise position encoding before the layer, residual included"),
         slope,
         choice("pad_mode", {"br", "center"},
                "padding bottom and right, or split with the smaller half first"),

@@ -179,7 +179,7 @@ class WindowLayer final : public LayerInstance {
             if (partition_.label(g, i) != partition_.label(g, j)) v += kCrossRegion;
             *at++ = v;
           }
-      biases_.push_back(upload(ctx, values, {1, heads, area, area}));
+      biases_.push_back(upload(ctx, {1, heads, area, area}, values));
     }
   }
 
@@ -193,12 +193,12 @@ class WindowLayer final : public LayerInstance {
 }  // namespace
 
 std::vector<ParamSpec> window_params(int64_t default_shift) {
-  return {integer_param("win", 7, 1, "w: side of a window"),
-          integer_param("shift", default_shift, 0, "cyclic shift t, below win; 0: none"),
-          boolean_param("rel_pos_bias", false, "adds the relative-position table to the scores"),
-          boolean_param("clamp_window", true,
+  return {spec::integer("win", 7, 1, "w: side of a window"),
+          spec::integer("shift", default_shift, 0, "cyclic shift t, below win; 0: none"),
+          spec::boolean("rel_pos_bias", false, "adds the relative-position table to the scores"),
+          spec::boolean("clamp_window", true,
                         "min(Hg, Wg) <= win: the window becomes min(Hg, Wg) and the shift 0 (Swin's rule)"),
-          boolean_param("rebuild_mask", false, "rebuild the shift mask in every call, not once in prepare")};
+          spec::boolean("rebuild_mask", false, "rebuild the shift mask in every call, not once in prepare")};
 }
 
 WindowLayerOptions window_options(const MethodInfo& info, const LayerShape& shape, const Params& params) {

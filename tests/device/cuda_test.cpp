@@ -54,7 +54,8 @@ TEST_CASE("a graph of a run on the GPU does what the run did, for every method t
     INFO(m->info().id);
     Context ctx(*backend), host(cpu_backend());
     const Problem& p = m->info().example;
-    const auto instance = m->make(ctx, p, resolve_params(m->info().id, m->info().params, {}, p));
+    const auto instance =
+        m->make(ctx, p, resolve_params(m->info().id, m->info().params, m->info().example_params, p));
     fill_instance(ctx, *instance, p);
     instance->prepare(ctx);
     instance->run(ctx);

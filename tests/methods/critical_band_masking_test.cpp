@@ -21,10 +21,7 @@ Problem image(int64_t batch, int64_t side) {
   return p;
 }
 
-void make(const Problem& p, const ParamMap& given) {
-  Context ctx(cpu_backend(), 1);
-  find_method(kMethod).make(ctx, p, params_of(kMethod, p, given));
-}
+void make(const Problem& p, const ParamMap& given) { make_only(kMethod, p, given); }
 
 Value::List list(std::initializer_list<double> v) {
   Value::List l;

@@ -30,10 +30,7 @@ ParamMap small(const std::string& model, std::initializer_list<double> candidate
           {"repeats", 2},   {"hidden_features", 12},          {"hidden_layers", 2}};
 }
 
-void make(const Problem& p, const ParamMap& given) {
-  Context ctx(cpu_backend(), 1);
-  find_method("fresh").make(ctx, p, params_of("fresh", p, given));
-}
+void make(const Problem& p, const ParamMap& given) { make_only("fresh", p, given); }
 
 /// cos of frequency (p, q) on s x s.
 std::vector<double> wave(int64_t s, double p, double q) {

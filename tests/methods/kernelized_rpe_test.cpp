@@ -27,10 +27,7 @@ Problem image(int64_t heads, int64_t h, int64_t w, int64_t d, DType dtype = DTyp
   return p;
 }
 
-void make(const Problem& p, const ParamMap& given) {
-  Context ctx(cpu_backend(), 1);
-  find_method(kMethod).make(ctx, p, params_of(kMethod, p, given));
-}
+void make(const Problem& p, const ParamMap& given) { make_only(kMethod, p, given); }
 
 /// b of std 0.7, so that distances matter.
 void strong_bias(Trial& t) {

@@ -28,42 +28,15 @@ Problem wave(int64_t batch, int64_t samples) {
   return p;
 }
 
-/// Offsets and gains that count.
+/// Gains, offsets and slopes that count.
 void lively(Trial& t) {
-  TensorMap changed;
-  for (const auto& [key, w] : t.instance->weights()) {
-    std::vector<double> v = to_reference(w).data;
-    const bool offset = key.ends_with("bias") || key.find("norm") != std::string::npos ||
-                        key.ends_with("prelu") || key.ends_with("Dskip");
-    if (offset)
-      for (size_t i = 0; i < v.size(); ++i)
-        v[i] += 0.1 * std::sin(1.7 * static_cast<double>(i) + static_cast<double>(key.size()));
-    changed[key] = host_tensor(*t.ctx, w.shape(), v);
-  }
-  rebind(t, {}, changed);
+  shake_weights(t, 0.1, [](const std::string& key) {
+    return key.ends_with("bias") || key.find("norm") != std::string::npos || key.ends_with("prelu") ||
+           key.ends_with("Dskip");
+  });
 }
 
-void make(const Problem& p, const ParamMap& given) {
-  Context ctx(cpu_backend(), 1);
-  find_method(kMethod).make(ctx, p, params_of(kMethod, p, given));
-}
-
-void set(Trial& t, const std::string& part, double value) {
-  TensorMap changed;
-  for (const auto& [key, w] : t.instance->weights())
-    if (key.find(part) != std::string::npos)
-      changed[key] =
-          host_tensor(*t.ctx, w.shape(), std::vector<double>(static_cast<size_t>(w.numel()), value));
-  REQUIRE(!changed.empty());
-  rebind(t, {}, changed);
-}
-
-double worst(const RefTensor& a, const RefTensor& b) {
-  REQUIRE(a.shape == b.shape);
-  double w = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) w = std::max(w, std::abs(a[i] - b[i]));
-  return w;
-}
+void make(const Problem& p, const ParamMap& given) { make_only(kMethod, p, given); }
 
 }  // namespace
 
@@ -133,21 +106,21 @@ TEST_CASE("mambattention degenerate cases") {
     return other.output("out");
   };
   SECTION("attention without output is no attention") {
-    set(t, "out_proj", 0);
+    set_weights(t, {"out_proj"}, 0);
     t.run();
-    CHECK(worst(t.output("out"), like({{"use_attention", false}})) == 0);
+    CHECK(largest_difference(t.output("out"), like({{"use_attention", false}})) == 0);
   }
   SECTION("a merge of nothing is no Mamba; both: the identity") {
-    set(t, "merge_", 0);
+    set_weights(t, {"merge_"}, 0);
     t.run();
-    CHECK(worst(t.output("out"), like({{"use_mamba", false}})) == 0);
-    set(t, "out_proj", 0);
+    CHECK(largest_difference(t.output("out"), like({{"use_mamba", false}})) == 0);
+    set_weights(t, {"out_proj"}, 0);
     t.run();
-    CHECK(worst(t.output("out"), to_reference(t.instance->inputs().at("X"))) == 0);
+    CHECK(largest_difference(t.output("out"), to_reference(t.instance->inputs().at("X"))) == 0);
   }
   SECTION("two attentions of equal weights are one") {
     t.run();
-    CHECK(worst(t.output("out"), like({{"share_attention", false}})) == 0);
+    CHECK(largest_difference(t.output("out"), like({{"share_attention", false}})) == 0);
   }
   SECTION("without memory both directions are the same: reversal commutes") {
     // A = -exp(80): exp(Delta A) = 0; equal weights and halves; a convolution of one tap.
@@ -162,7 +135,7 @@ TEST_CASE("mambattention degenerate cases") {
       equal[key] = alone.instance->weights().at(from);
     }
     rebind(alone, {}, equal);
-    set(alone, "A_log", 80);
+    set_weights(alone, {"A_log"}, 80);
     alone.run();
     const RefTensor x = to_reference(alone.instance->inputs().at("X")), y = alone.output("out");
     RefTensor turned = x, back = y;
@@ -170,7 +143,7 @@ TEST_CASE("mambattention degenerate cases") {
     rebind(alone, {{"X", host_tensor(*alone.ctx, {1, 16, 8, 6}, turned.data)}});
     alone.run();
     for (int64_t i = 0; i < x.numel(); ++i) back[i] = alone.output("out")[i / 48 * 48 + 47 - i % 48];
-    CHECK(worst(back, y) < 1e-5);
+    CHECK(largest_difference(back, y) < 1e-5);
   }
 }
 

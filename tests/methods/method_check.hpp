@@ -106,6 +106,49 @@ inline Tensor host_tensor(Context& ctx, const Shape& shape, const std::vector<do
   return t;
 }
 
+/// Weights whose names `chosen` takes leave the 0 and 1 they start from, so that gains, offsets and slopes
+/// count.
+template <class Chosen>
+void shake_weights(Trial& t, double amount, const Chosen& chosen) {
+  TensorMap changed;
+  for (const auto& [key, w] : t.instance->weights()) {
+    if (!chosen(key)) continue;
+    std::vector<double> v = to_reference(w).data;
+    for (size_t i = 0; i < v.size(); ++i)
+      v[i] += amount * std::sin(1.7 * static_cast<double>(i) + static_cast<double>(key.size()));
+    changed[key] = host_tensor(*t.ctx, w.shape(), v);
+  }
+  rebind(t, {}, changed);
+}
+
+/// Every weight whose name contains one of `parts` becomes `value`; each part must name one at least.
+inline void set_weights(Trial& t, const std::vector<std::string>& parts, double value) {
+  TensorMap changed;
+  for (const std::string& part : parts) {
+    const size_t before = changed.size();
+    for (const auto& [key, w] : t.instance->weights())
+      if (key.find(part) != std::string::npos)
+        changed[key] =
+            host_tensor(*t.ctx, w.shape(), std::vector<double>(static_cast<size_t>(w.numel()), value));
+    INFO(part);
+    REQUIRE(changed.size() > before);
+  }
+  rebind(t, {}, changed);
+}
+
+inline double largest_difference(const RefTensor& a, const RefTensor& b) {
+  REQUIRE(a.shape == b.shape);
+  double w = 0;
+  for (int64_t i = 0; i < a.numel(); ++i) w = std::max(w, std::abs(a[i] - b[i]));
+  return w;
+}
+
+/// Makes an instance for its refusals.
+inline void make_only(const std::string& method, const Problem& problem, const ParamMap& given) {
+  Context ctx(cpu_backend(), 1);
+  find_method(method).make(ctx, problem, params_of(method, problem, given));
+}
+
 /// Relative L2 bound after `roundings` independent roundings of the storage type (half an epsilon each) on
 /// top of f32 arithmetic, whose sums of a few thousand terms stay below 16 f32 epsilons relative to the norm.
 inline double tolerance(DType dtype, double roundings) {

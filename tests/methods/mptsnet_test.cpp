@@ -32,41 +32,14 @@ ParamMap small(ParamMap more = {}) {
   return given;
 }
 
-/// Offsets that count, convolutions of moderate size.
+/// Gains, offsets and slopes that count.
 void lively(Trial& t) {
-  TensorMap changed;
-  for (const auto& [key, w] : t.instance->weights()) {
-    std::vector<double> v = to_reference(w).data;
-    if (key.ends_with("bias") || key.find("norm") != std::string::npos)
-      for (size_t i = 0; i < v.size(); ++i)
-        v[i] += 0.1 * std::sin(1.7 * static_cast<double>(i) + static_cast<double>(key.size()));
-    changed[key] = host_tensor(*t.ctx, w.shape(), v);
-  }
-  rebind(t, {}, changed);
+  shake_weights(t, 0.1, [](const std::string& key) {
+    return key.ends_with("bias") || key.find("norm") != std::string::npos;
+  });
 }
 
-void set(Trial& t, const std::vector<std::string>& parts, double value) {
-  TensorMap changed;
-  for (const auto& [key, w] : t.instance->weights())
-    for (const std::string& part : parts)
-      if (key.find(part) != std::string::npos)
-        changed[key] =
-            host_tensor(*t.ctx, w.shape(), std::vector<double>(static_cast<size_t>(w.numel()), value));
-  REQUIRE(changed.size() >= parts.size());
-  rebind(t, {}, changed);
-}
-
-double worst(const RefTensor& a, const RefTensor& b) {
-  REQUIRE(a.shape == b.shape);
-  double w = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) w = std::max(w, std::abs(a[i] - b[i]));
-  return w;
-}
-
-void make(const Problem& p, const ParamMap& given) {
-  Context ctx(cpu_backend(), 1);
-  find_method("mptsnet").make(ctx, p, params_of("mptsnet", p, given));
-}
+void make(const Problem& p, const ParamMap& given) { make_only("mptsnet", p, given); }
 
 }  // namespace
 
@@ -103,14 +76,14 @@ TEST_CASE("mptsnet degenerate cases") {
                            small({{"periods", list({period})}, {"segment_layout", "contiguous"}}));
       a.run();
       b.run();
-      CHECK(worst(a.output("out"), b.output("out")) == 0);
+      CHECK(largest_difference(a.output("out"), b.output("out")) == 0);
     }
   }
   SECTION("output linears of nothing: the identity") {
     Trial t = make_trial("mptsnet", p, small({{"periods", list({5, 8})}}));
-    set(t, {"point.out.", "period.0.out.", "period.1.out."}, 0);
+    set_weights(t, {"point.out.", "period.0.out.", "period.1.out."}, 0);
     t.run();
-    CHECK(worst(t.output("out"), to_reference(t.instance->inputs().at("X"))) == 0);
+    CHECK(largest_difference(t.output("out"), to_reference(t.instance->inputs().at("X"))) == 0);
   }
   SECTION("a pure tone is the first period") {
     // In both, from the same file: see the input's values below through the outputs of the reference.

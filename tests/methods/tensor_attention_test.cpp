@@ -20,7 +20,6 @@ RefTensor output(Trial& t, const TensorMap& inputs = {}) {
 Tensor constant(Context& ctx, const Shape& shape, double value) {
   return host_tensor(ctx, shape, std::vector<double>(static_cast<size_t>(shape.numel()), value));
 }
-double largest_difference(const RefTensor& a, const RefTensor& b) { return compare(a, b).max_absolute; }
 const char* const kModes[] = {"exact", "poly", "poly_direct"};
 
 }  // namespace

@@ -29,39 +29,12 @@ Problem wave(int64_t batch, int64_t samples, double rate = 16000) {
 
 /// Gains, offsets and slopes that count.
 void lively(Trial& t) {
-  TensorMap changed;
-  for (const auto& [key, w] : t.instance->weights()) {
-    std::vector<double> v = to_reference(w).data;
-    if (key.find("norm") != std::string::npos || key.ends_with("prelu"))
-      for (size_t i = 0; i < v.size(); ++i)
-        v[i] += 0.2 * std::sin(1.7 * static_cast<double>(i) + static_cast<double>(key.size()));
-    changed[key] = host_tensor(*t.ctx, w.shape(), v);
-  }
-  rebind(t, {}, changed);
+  shake_weights(t, 0.2, [](const std::string& key) {
+    return key.find("norm") != std::string::npos || key.ends_with("prelu");
+  });
 }
 
-void set(Trial& t, const std::vector<std::string>& parts, double value) {
-  TensorMap changed;
-  for (const auto& [key, w] : t.instance->weights())
-    for (const std::string& part : parts)
-      if (key.find(part) != std::string::npos)
-        changed[key] =
-            host_tensor(*t.ctx, w.shape(), std::vector<double>(static_cast<size_t>(w.numel()), value));
-  REQUIRE(changed.size() >= parts.size());
-  rebind(t, {}, changed);
-}
-
-double worst(const RefTensor& a, const RefTensor& b) {
-  REQUIRE(a.shape == b.shape);
-  double w = 0;
-  for (int64_t i = 0; i < a.numel(); ++i) w = std::max(w, std::abs(a[i] - b[i]));
-  return w;
-}
-
-void make(const Problem& p, const ParamMap& given) {
-  Context ctx(cpu_backend(), 1);
-  find_method("tiger").make(ctx, p, params_of("tiger", p, given));
-}
+void make(const Problem& p, const ParamMap& given) { make_only("tiger", p, given); }
 
 }  // namespace
 
@@ -125,9 +98,9 @@ TEST_CASE("tiger degenerate cases") {
   const ParamMap given{{"hidden_dim", 6}, {"num_blocks", 1}, {"msa_depth", 3}, {"att_hid_dim", 2}};
   SECTION("no output of MSA and norms of nothing: the identity") {
     Trial t = make_trial("tiger", p, given);
-    set(t, {"msa.out.", "f3a.out.norm", "freq.norm", "frame.norm"}, 0);
+    set_weights(t, {"msa.out.", "f3a.out.norm", "freq.norm", "frame.norm"}, 0);
     t.run();
-    CHECK(worst(t.output("out"), to_reference(t.instance->inputs().at("Z"))) == 0);
+    CHECK(largest_difference(t.output("out"), to_reference(t.instance->inputs().at("Z"))) == 0);
   }
   SECTION("two passes are two blocks and the re-entry by hand") {
     ParamMap two = given;
@@ -172,7 +145,7 @@ TEST_CASE("tiger degenerate cases") {
       rebind(y, {{"Z", x.instance->inputs().at("Z")}}, x.instance->weights());
       x.run();
       y.run();
-      CHECK((worst(x.output("out"), y.output("out")) == 0) == (depth == 2));
+      CHECK((largest_difference(x.output("out"), y.output("out")) == 0) == (depth == 2));
     }
   }
 }

@@ -256,8 +256,7 @@ TEST_CASE("transformer: hooks read and replace heads, rows and residuals") {
     p.alpha = 0;
     pointwise(ctx, p);
   });
-  CHECK(compare(silent, run(model_of(cut), [](Context&, const Transformer::Tap&) {})).relative_l2 <
-        1e-6);
+  CHECK(compare(silent, run(model_of(cut), [](Context&, const Transformer::Tap&) {})).relative_l2 < 1e-6);
   CHECK(compare(silent, plain).relative_l2 > 1e-2);
 
   // A replaced row changes later rows of its own sequence and nothing else.
