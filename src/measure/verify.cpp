@@ -294,7 +294,7 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
   while (true) {
     const double begin = clock.now_s();
     double took = 0;
-    bool tie = false;
+    bool tie = false, refused = false;
     for (int draw = 0; draw < kDraws; ++draw) {
       Problem q = chain[at];
       q.seed += static_cast<uint64_t>(draw);
@@ -308,8 +308,15 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
         small.set_memory_limit(options.memory_limit);
         const Params params = resolve(method, given, q);
         const auto fresh = method.make(small, q, params);
-        fill_instance(small, *fresh, q, options.weights_file);
-        fresh->prepare(small);
+        try {
+          fill_instance(small, *fresh, q, options.weights_file);
+          fresh->prepare(small);
+        } catch (const UsageError&) {
+          // Some sizes are refused only where the tensors are known; the next larger one may do.
+          if (at == 0) throw;
+          refused = true;
+          break;
+        }
         poison(small, fresh->outputs());
         fresh->run(small);
         ctx.backend().synchronize();
@@ -320,6 +327,10 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
       }
       if (draw > 0) outcome.result.how += fmt::format("; seed {}: rounding decides before it", q.seed);
       if (!tie || !q.inputs.file.empty()) break;
+    }
+    if (refused) {
+      --at;
+      continue;
     }
     if (tie) {
       if (smaller.checked) return smaller;

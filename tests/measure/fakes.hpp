@@ -12,7 +12,8 @@ namespace attnbench::fake {
 
 /// out = 2 x, total = sum of x, with x [batch, length] float32. `fault`: none, wrong (one element is off),
 /// lazy (the last element is never written), costly (the ledger is charged more than the formula says),
-/// greedy (workspace of `workspace` bytes), nan (a NaN in the middle).
+/// greedy (workspace of `workspace` bytes), nan (a NaN in the middle). Below `least` tokens prepare()
+/// refuses.
 class Doubler final : public Method {
  public:
   explicit Doubler(std::string id) {
@@ -33,7 +34,9 @@ class Doubler final : public Method {
     divisor.name = "divisor";
     divisor.type = ParamSpec::Type::integer;
     divisor.default_value = 1;
-    info_.params = {fault, workspace, divisor};
+    ParamSpec least = workspace;
+    least.name = "least";
+    info_.params = {fault, workspace, divisor, least};
     info_.example.length = 12;
     info_.example.batch = 2;
   }
@@ -52,11 +55,15 @@ class Doubler final : public Method {
    public:
     Run(Context& ctx, const Problem& p, const Params& params)
         : fault_(params.choice("fault")), workspace_(params.integer("workspace")) {
+      short_of_ = p.length < params.integer("least");
       input_specs_ = {{"x", {p.batch, p.length}, DType::f32, Init::normal(), false, ""}};
       weight_specs_ = {{"w", {1}, DType::f32, Init::constant(2), false, ""}};
       out_ = ctx.allocate(DType::f32, {p.batch, p.length}, MemoryClass::output);
       n_ = out_.numel();
       total_ = ctx.allocate(DType::f32, {1}, MemoryClass::output);
+    }
+    void prepare(Context&) override {
+      if (short_of_) throw UsageError("fake_doubler: too few tokens");
     }
     void run(Context& ctx) override {
       Tensor scratch;
@@ -94,6 +101,7 @@ class Doubler final : public Method {
 
    private:
     std::string fault_;
+    bool short_of_ = false;
     int64_t workspace_, n_ = 0;
     Tensor out_, total_;
   };

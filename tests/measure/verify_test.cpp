@@ -30,6 +30,14 @@ VerifyOutcome verified(const Method& m, const Problem& p, const std::map<std::st
   instance->run(ctx);
   return verify_case(ctx, m, *instance, p, given, options);
 }
+/// Says that 0.4 s have gone by, whenever it is asked.
+class Ticking final : public Clock {
+ public:
+  double now_s() override { return t += 0.4; }
+  double resolution_s() const override { return 1e-9; }
+  double overhead_s() const override { return 0; }
+  double t = 0;
+};
 }  // namespace
 
 TEST_CASE("a right result passes at its own shape") {
@@ -112,13 +120,7 @@ TEST_CASE("without a reference nothing is checked, and it says so") {
 
 TEST_CASE("a slow reference is run at a reduced shape, which is stated") {
   // 4 x 8 x 4096^2 pairs would take seconds by the guess; each halving is timed by a clock that says 0.4 s.
-  class Ticking final : public Clock {
-   public:
-    double now_s() override { return t += 0.4; }
-    double resolution_s() const override { return 1e-9; }
-    double overhead_s() const override { return 0; }
-    double t = 0;
-  } clock;
+  Ticking clock;
   VerifyOptions o;
   o.clock = &clock;
   const VerifyOutcome v = verified(fake::doubler(), sequence(8, 4096), {}, o);
@@ -129,6 +131,23 @@ TEST_CASE("a slow reference is run at a reduced shape, which is stated") {
   const VerifyOutcome bad = verified(fake::doubler(), sequence(8, 4096), {{"fault", "wrong"}}, o);
   CHECK_FALSE(bad.result.passed);
   CHECK(bad.result.how.starts_with("reduced shape"));
+}
+
+TEST_CASE("sizes refused only once the tensors are known give way to the next larger one") {
+  Ticking clock;
+  VerifyOptions o;
+  o.clock = &clock;
+  o.budget_s = 0.5;  // the first shape that runs took most of it
+  const VerifyOutcome v = verified(fake::doubler(), sequence(8, 4096), {{"least", 4096}}, o);
+  CHECK(v.checked);
+  CHECK(v.result.passed);
+  CHECK_THAT(v.result.how, ContainsSubstring("reduced shape: sequence batch 2, length 4096"));
+  const VerifyOutcome bad =
+      verified(fake::doubler(), sequence(8, 4096), {{"least", 4096}, {"fault", "wrong"}}, o);
+  CHECK(bad.checked);
+  CHECK_FALSE(bad.result.passed);
+  // Every smaller one refused: its own shape.
+  CHECK(verified(fake::doubler(), sequence(8, 4096), {{"least", 5000}}, o).result.how == "own shape");
 }
 
 TEST_CASE("a reference that turns out quick is followed up to the own shape") {
