@@ -102,6 +102,9 @@ std::string check(const ParamSpec& s, Value& v) {
       }
       if (v.is_string() && std::find(s.choices.begin(), s.choices.end(), v.as_string()) != s.choices.end())
         return "";
+      // A list whose default is one number may be one number: [Hs, Ws], or the side of a square.
+      if (v.is_number() && s.default_value.is_number())
+        return in_range(v.as_double()) ? "" : range_text(s) + " is wanted, not " + v.str();
       if (!v.is_list()) {
         std::string words;
         for (const std::string& c : s.choices) words += " or " + c;

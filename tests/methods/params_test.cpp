@@ -194,3 +194,20 @@ TEST_CASE("near words are near, far words are not") {
   CHECK(nearest_word("sliding", {"hilo", "mfm"}).empty());
   CHECK(nearest_word("", {"a"}) == "a");
 }
+
+TEST_CASE("one number stands for a list whose default is one") {
+  ParamSpec size;
+  size.name = "input_size";
+  size.type = ParamSpec::Type::list;
+  size.default_value = 256;
+  size.min = 2;
+  const auto resolved = [&](const Value& v) {
+    return resolve_params("m", {size}, {{"input_size", v}}, Problem{}).value("input_size");
+  };
+  CHECK(resolve_params("m", {size}, {}, Problem{}).value("input_size") == Value(256));
+  CHECK(resolved(32) == Value(32));
+  CHECK(resolved(Value::List{9, 33}) == Value(Value::List{9, 33}));
+  REQUIRE_THROWS_WITH(resolved(1), ContainsSubstring("at least 2.0 is wanted, not 1"));
+  size.default_value = Value::List{256};
+  REQUIRE_THROWS_WITH(resolved(32), ContainsSubstring("a list is wanted, not 32"));
+}
