@@ -25,8 +25,6 @@ using namespace signal;  // NOLINT: parts written for methods like this one
 using Op = PointwiseArgs::Op;
 
 constexpr float kEps = 1e-5f, kFusionEps = 1e-6f, kNormEps = 1e-12f, kGateEps = 1e-8f;
-/// Added to logits that the layout blocks: far below any logit, far above the lowest float.
-constexpr float kBlocked = -1e30f;
 
 MethodInfo describe() {
   MethodInfo m;
@@ -464,10 +462,11 @@ class BlockInstance final : public Parts {
     GemmArgs g;
     g.a = masks.slice(0, 0, 1 + i), g.b = g.a, g.c = shared, g.a_transposed = true;
     gemm(ctx, g);
-    // 1 where anything is shared (masks are multiples of 2^-20 at least), then 0 and kBlocked.
+    // 1 where anything is shared (resized masks are multiples of powers of two far above 1e-20), else 0: the
+    // logarithm is the bias, 0 or -inf. Every token shares with itself, as s + sum G >= 1.
     call(ctx, Op::affine, shared, {}, shared, 1e20f);
     call(ctx, Op::clamp, shared, {}, shared, 0.0f, 1.0f);
-    call(ctx, Op::affine, shared, {}, shared, -kBlocked, kBlocked);
+    call(ctx, Op::log, shared, {}, shared);
     project(ctx, "vfe.layout.q", z, q);
     project(ctx, "vfe.layout.k", z, k);
     project(ctx, "vfe.layout.v", z, v);
@@ -506,9 +505,9 @@ class BlockInstance final : public Parts {
     }
     f += copied(x) + (s_.ql > 0 ? copied(s_.ql * x) : Cost()) + cross_cost(1, s_.ql + 1) +
          pointwise_cost(n * c, n * c, false) + pointwise_cost(n * c, n, false);
-    return f + product_cost(1, n, n, 1 + i, (1 + i) * n) + pointwise_cost(n * n, 0, false) * 3 +
-           product_cost(1, n, c, c, c * c) * 3 + product_cost(1, n, c, c, c * c, true) +
-           vision::attend_cost(1, h, n, n, d_, DType::f32, n * n);
+    return f + product_cost(1, n, n, 1 + i, (1 + i) * n) + pointwise_cost(n * n, 0, false) * 2 +
+           pointwise_cost(n * n, 0, true) + product_cost(1, n, c, c, c * c) * 3 +
+           product_cost(1, n, c, c, c * c, true) + vision::attend_cost(1, h, n, n, d_, DType::f32, n * n);
   }
 
   void embed_boxes(Context& ctx, const Tensor& box, const Tensor& token) const {

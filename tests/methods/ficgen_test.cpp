@@ -97,7 +97,8 @@ TEST_CASE("ficgen: every option of the block against the reference") {
 }
 
 TEST_CASE("ficgen blocks on grids that transform differently") {
-  const auto [h, w, heads] = GENERATE(table<int, int, int>({{1, 1, 1}, {1, 7, 2}, {4, 3, 16}, {8, 8, 8}}));
+  const auto [h, w, heads] =
+      GENERATE(table<int, int, int>({{1, 1, 1}, {1, 7, 2}, {4, 3, 16}, {8, 8, 8}, {12, 11, 2}}));
   Trial t = make_trial(kMethod, image(1, h, w, 16, heads), small({{"image_h", 8 * h}, {"image_w", 16 * w}}));
   shake(t);
   check_trial(t, 1);
