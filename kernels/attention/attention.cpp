@@ -432,8 +432,6 @@ Cost attention_cost(const AttentionArgs& args) {
 namespace {
 void check_and_charge(Context& ctx, const AttentionArgs& args) {
   check_attention(args);
-  if ((args.relative.keys || args.relative.values) && ctx.device() != DeviceKind::cpu)
-    throw Unsupported("attention: relative embeddings inside the operator run on the CPU alone so far");
   const AttentionSizes s = attention_sizes(args);
   // Pairs that depend on data are counted in the accounting pass only, from copies where they live on a
   // device.

@@ -86,6 +86,15 @@ Params make_params(const AttentionArgs& a) {
     p.relative = t.data<float>();
     p.relative_h = step(t, 0), p.relative_step = t.stride(1), p.reach = (t.dim(1) - 1) / 2;
   }
+  p.relative_origin = a.relative.origin, p.relative_clip = a.relative.clip;
+  if (const Tensor& t = a.relative.keys) {
+    p.relative_keys = t.raw(), p.relative_keys_rows = t.dim(1);
+    p.relative_keys_h = step(t, 0), p.relative_keys_x = t.stride(1);
+  }
+  if (const Tensor& t = a.relative.values) {
+    p.relative_values = t.raw(), p.relative_values_rows = t.dim(1);
+    p.relative_values_h = step(t, 0), p.relative_values_x = t.stride(1);
+  }
   if (const Tensor& t = a.sink_logit) p.sink = t.data<float>(), p.sink_step = t.stride(0);
   if (a.pages.table) {
     p.table = a.pages.table.data<int32_t>();
@@ -188,6 +197,7 @@ Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const P
   TensorPlan& x = c.plan;
   if (!asked("sm80")) return c.why = "the reference was asked for", c;
 
+  if (p.relative_keys || p.relative_values) return c.why = "relative embeddings have no tiles yet", c;
   const DType dtype = a.q.dtype();
   const int64_t dim = std::max(p.d, p.e), sms = backend.sm_count();
   if (dim > 256) return c.why = "rows longer than 256 elements leave no room for tiles", c;

@@ -66,6 +66,12 @@ struct Params {
   BiasType bias_type = BiasType::none;
   int64_t bias_b = 0, bias_h = 0, bias_n = 0, bias_m = 0;
   const float *slope = nullptr, *relative = nullptr, *sink = nullptr;
+  // Relative embeddings, in the problem's dtype.
+  const void *relative_keys = nullptr, *relative_values = nullptr;
+  int64_t relative_keys_h = 0, relative_keys_x = 0, relative_keys_rows = 0;
+  int64_t relative_values_h = 0, relative_values_x = 0, relative_values_rows = 0;
+  int64_t relative_origin = 0;
+  bool relative_clip = false;
   int64_t slope_step = 0, relative_h = 0, relative_step = 0, reach = 0, sink_step = 0;
 
   bool has_lists = false, has_gather = false;
@@ -243,6 +249,13 @@ __device__ inline bool key_sees(const Params& p, int64_t b, int h, int64_t i, in
   if (p.row_begin.data && (j < p.row_begin.at(b, h, i) || j >= p.row_end.at(b, h, i))) return false;
   if (p.key_valid && !p.key_valid[b * p.key_valid_b + j * p.key_valid_m]) return false;
   return j < keys_of(p, b);
+}
+
+/// Row of a table of relative embeddings for a key `away` from the query, or -1: nothing there.
+__device__ inline int64_t relative_row(const Params& p, int64_t rows, int64_t away) {
+  const int64_t r = p.relative_origin + away;
+  if (r >= 0 && r < rows) return r;
+  return !p.relative_clip ? -1 : r < 0 ? 0 : rows - 1;
 }
 
 __device__ inline float dense_bias(const Params& p, int64_t b, int64_t h, int64_t i, int64_t j) {

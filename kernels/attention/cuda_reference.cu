@@ -75,9 +75,15 @@ __device__ double score(const Params& p, const Row& row, const double* q, int j)
     const T* k = static_cast<const T*>(p.k.data) + at;
     for (int64_t c = 0; c < p.d; ++c) s += q[c] * static_cast<double>(to_float(k[c]));
   }
+  const int64_t away = j - row.i - (row.aligned - p.n);
+  if (p.relative_keys)
+    if (const int64_t r = relative_row(p, p.relative_keys_rows, away); r >= 0) {
+      const T* e = static_cast<const T*>(p.relative_keys) + row.h * p.relative_keys_h + r * p.relative_keys_x;
+      for (int64_t c = 0; c < p.d; ++c) s += q[c] * static_cast<double>(to_float(e[c]));
+    }
   s *= static_cast<double>(p.scale);
   if (p.soft_cap > 0) s = p.soft_cap * tanh(s / p.soft_cap);
-  return s + additive_terms<double>(p, row.b, row.h, row.i, j, j - row.i - (row.aligned - p.n));
+  return s + additive_terms<double>(p, row.b, row.h, row.i, j, away);
 }
 
 /// The row a warp works on and its query in double; false for a slot whose token is not there.
@@ -135,7 +141,17 @@ __global__ void __launch_bounds__(kWarps * 32) reference_kernel(const __grid_con
       for (int k = 0; k < 32; ++k) {
         if (!__shfl_sync(kAll, static_cast<int>(sees), k)) continue;
         const double wk = __shfl_sync(kAll, w, k);
-        const int64_t at = key_row(p, p.v, row.b, row.h / p.group, __shfl_sync(kAll, j, k));
+        const int key = __shfl_sync(kAll, j, k);
+        if (p.relative_values)
+          if (const int64_t r = relative_row(p, p.relative_values_rows, key - row.i - (row.aligned - p.n));
+              r >= 0) {
+            const T* f = static_cast<const T*>(p.relative_values) + row.h * p.relative_values_h +
+                         r * p.relative_values_x;
+#pragma unroll
+            for (int c = 0; c < kMaxDim / 32; ++c)
+              if (c * 32 + lane < p.e) o[c] += wk * static_cast<double>(to_float(f[c * 32 + lane]));
+          }
+        const int64_t at = key_row(p, p.v, row.b, row.h / p.group, key);
         if (at < 0) continue;
         const T* v = static_cast<const T*>(p.v.data) + at;
 #pragma unroll

@@ -415,7 +415,8 @@ void CudaBackend::library_attention(Context& ctx, const AttentionArgs& a) {
   const DType type = a.q.dtype();
   if (type != DType::bf16 && type != DType::f16)
     throw Unsupported("cuDNN's attention takes bf16 and f16, not " + std::string(name(type)));
-  if (a.soft_cap != 0 || a.bias.dense || a.bias.slope || a.bias.relative || a.sink_logit || a.pages.table)
+  if (a.soft_cap != 0 || a.bias.dense || a.bias.slope || a.bias.relative || a.relative.keys ||
+      a.relative.values || a.sink_logit || a.pages.table)
     throw Unsupported("cuDNN's attention is used without score rules and paged caches");
   if (a.lse || a.row_max || a.row_entropy || a.mass_per_key || a.mass_per_block)
     throw Unsupported("cuDNN's attention is used for o alone");

@@ -66,7 +66,8 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   const int64_t dim = std::max(p.d, p.e);
   if (dim > 256 || p.d % 8 != 0 || p.e % 8 != 0)
     return no("rows are not whole 16-byte pieces of up to 256 elements");
-  if (p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data || !(p.scale > 0))
+  if (p.soft_cap > 0 || p.bias || p.slope || p.relative || p.relative_keys || p.relative_values ||
+      p.row_entropy.data || !(p.scale > 0))
     return no("scores need more than a factor");
   if (p.table || p.has_gather || p.q_order || p.k_order) return no("rows are gathered");
   if (p.n < 64 || p.m < 1) return no("too few rows for a tile");

@@ -155,7 +155,6 @@ TEST_CASE("random mixtures of every feature agree with double precision on the d
   for (int64_t seed = only ? std::atoll(only) : 0; seed < (only ? std::atoll(only) + 1 : seeds()); ++seed) {
     Case c;
     random_case(c, host, static_cast<uint64_t>(seed));
-    c.args.relative = {};  // CPU alone so far
     Random r(static_cast<uint64_t>(seed) + 1000000);
     if (r.chance(0.1)) sprinkle(c, r);
     run_all(gpu, c.args, c.text);
@@ -370,7 +369,6 @@ TEST_CASE("the accounting pass counts device lists like host lists, and normal c
   for (uint64_t seed = 0; seed < 40; ++seed) {
     Case c;
     random_case(c, host, seed);
-    c.args.relative = {};
     Mirror m(gpu, c.args);
     host.cost().reset(), gpu.cost().reset();
     host.cost().set_exact(true), gpu.cost().set_exact(true);
