@@ -301,7 +301,9 @@ class InContextLinearInstance final : public Instance, public InContextRegressio
       gemm(ctx, g);
       softmax(ctx, {attn, attn});
       const Tensor o = ctx.allocate(f32, {m.batch, m.heads, 1, m.e});
-      gemm(ctx, {attn, by_heads(v, m.length), o});
+      GemmArgs mix;
+      mix.a = attn, mix.b = by_heads(v, m.length), mix.c = o;
+      gemm(ctx, mix);
       linear(ctx, o.reshape({m.batch, 1, wide}), weight("o_proj"), {}, outputs_.at("y_hat"));
     }
     {
