@@ -192,7 +192,6 @@ class OatInstance final : public Instance {
   }
 
   void run(Context& ctx) override {
-    trimmed_.clear();
     ran_ = true;
     if (s_.decode == Decode::teacher) {
       Tensor source, target;
@@ -211,34 +210,30 @@ class OatInstance final : public Instance {
   }
 
   /// Greedy and sampled paths end with the longest scan of the batch; places after an END hold the padding
-  /// class.
+  /// class. Read anew at every call, since a recorded run leaves no trace on the host.
   TensorMap outputs() const override {
     if (s_.decode == Decode::teacher) return {{"logits", logits_}};
     if (!ran_) return {{"logits", logits_}, {"scanpath", path_}};
-    if (trimmed_.empty()) {
-      std::vector<int32_t> path = download(path_);
-      int64_t steps = 0;
-      for (int64_t b = 0; b < s_.batch; ++b) {
-        int64_t length = s_.steps;
-        for (int64_t t = s_.steps - 1; t >= 0; --t)
-          if (path[static_cast<size_t>(b * s_.steps + t)] == s_.objects()) length = t + 1;
-        for (int64_t t = length; t < s_.steps; ++t)
-          path[static_cast<size_t>(b * s_.steps + t)] = static_cast<int32_t>(s_.objects() + 1);
-        steps = std::max(steps, length);
-      }
-      std::vector<int32_t> kept;
-      for (int64_t b = 0; b < s_.batch; ++b)
-        kept.insert(kept.end(), path.begin() + b * s_.steps, path.begin() + b * s_.steps + steps);
-      const Tensor short_path = ctx_->allocate(DType::i32, {s_.batch, steps}, MemoryClass::output);
-      copy(*ctx_, Tensor::borrow(DeviceKind::cpu, DType::i32, short_path.shape(), kept.data()), short_path);
-      const Tensor rows = ctx_->allocate(type_, {s_.batch, steps, s_.classes()}, MemoryClass::output);
-      ctx_->backend().synchronize();
-      Context side(ctx_->backend(), 1);
-      transpose_copy(side, {logits_.slice(1, 0, steps), rows});
-      ctx_->backend().synchronize();
-      trimmed_ = {{"logits", rows}, {"scanpath", short_path}};
+    std::vector<int32_t> path = download(path_);
+    int64_t steps = 0;
+    for (int64_t b = 0; b < s_.batch; ++b) {
+      const auto begin = path.begin() + b * s_.steps, end = begin + s_.steps,
+                 stop = std::find(begin, end, static_cast<int32_t>(s_.objects()));
+      if (stop != end) std::fill(stop + 1, end, static_cast<int32_t>(s_.objects() + 1));
+      steps = std::max(steps, stop == end ? s_.steps : stop - begin + 1);
     }
-    return trimmed_;
+    copy(*ctx_, Tensor::borrow(DeviceKind::cpu, DType::i32, path_.shape(), path.data()), path_);
+    ctx_->backend().synchronize();
+    const auto kept = [&](const Tensor& all) {
+      const Tensor part = all.slice(1, 0, steps);
+      if (part.contiguous()) return part;
+      const Tensor packed = ctx_->allocate(all.dtype(), part.shape(), MemoryClass::output);
+      Context side(ctx_->backend(), 1);  // not a cost of the method
+      transpose_copy(side, {part, packed});
+      ctx_->backend().synchronize();
+      return packed;
+    };
+    return {{"logits", kept(logits_)}, {"scanpath", kept(path_)}};
   }
 
   ClosedForm cost() const override {
@@ -646,7 +641,6 @@ class OatInstance final : public Instance {
   std::array<Tensor, 3> source_index_, target_index_, class_index_;
   TensorMap weights_wide_;  ///< weights in the type of the arithmetic
   bool ran_ = false;
-  mutable TensorMap trimmed_;
 };
 
 /// The crop CNN alone: crop [B, L, h, w, 3] to descriptors V [B, L, d / 2].
