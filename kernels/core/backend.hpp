@@ -69,6 +69,9 @@
   X(block_affine, BlockAffineArgs)          /* kernels/select/patterns.hpp */ \
   X(tree_search, TreeSearchArgs)            /* kernels/select/tree.hpp */ \
   X(token_lists, TokenListsArgs)            /* kernels/select/tree.hpp */ \
+  X(gap_ratios, GapRatiosArgs)              /* kernels/select/chunks.hpp */ \
+  X(pick_spaced, PickSpacedArgs)            /* kernels/select/chunks.hpp */ \
+  X(chunk_lists, ChunkListsArgs)            /* kernels/select/chunks.hpp */ \
   X(fft1, Fft1Args)                         /* kernels/fft/fft1.hpp */ \
   X(complex_pointwise, ComplexArgs)         /* kernels/fft/fft1.hpp */ \
   X(toeplitz_attention, ToeplitzAttentionArgs) /* kernels/fft/fft1.hpp */ \

@@ -40,6 +40,7 @@
 #include "kernels/rotary/rotary.hpp"
 #include "kernels/routing/routing.hpp"
 #include "kernels/scan/scan.hpp"
+#include "kernels/select/chunks.hpp"
 #include "kernels/select/patterns.hpp"
 #include "kernels/select/select.hpp"
 #include "kernels/select/tree.hpp"

@@ -2,6 +2,7 @@
 // have their own test against definitions.
 #include <tuple>
 
+#include "kernels/select/chunks.hpp"
 #include "kernels/select/patterns.hpp"
 #include "kernels/select/select.hpp"
 #include "kernels/select/tree.hpp"
@@ -437,5 +438,96 @@ TEST_CASE("CUDA tree_search and token_lists give the CPU's blocks and lists") {
     check_same(s, index, "index");
     s.check_graph([&] { tree_search(s.device, device), token_lists(s.device, b); },
                   {selected, count, listed});
+  }
+}
+
+TEST_CASE("CUDA gap_ratios, pick_spaced and chunk_lists give the CPU's scores, gaps and lists") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 913);
+  for (const auto& [n, w, window, reach] : {std::tuple<int64_t, int64_t, int64_t, int64_t>{300, 4, -1, 0},
+                                            {517, 3, 100, 0},
+                                            {517, 3, 100, 21},
+                                            {33, 1, -1, 2},
+                                            {7, 4, -1, 0}}) {
+    const Twin q = s.random(type, {2, n, 4, 40}), k = s.random(type, {2, n, 2, 40});
+    const Twin score = s.poisoned(DType::f32, {2, n});
+    // Roots of row sums near those of scores below 1: any lse will do, the same on both sides.
+    const Twin lse = s.random(DType::f32, {2, 4, n}, 4, 6);
+    const auto args = [&](bool device) {
+      const auto side = [&](const Twin& t) { return device ? t.device : t.host; };
+      GapRatiosArgs a;
+      a.q = side(q).transpose(1, 2), a.k = side(k).transpose(1, 2), a.lse = side(lse), a.score = side(score);
+      a.w = w, a.window = window, a.reach = reach, a.scale = 0.2f;
+      return a;
+    };
+    gap_ratios(s.host, args(false));
+    gap_ratios(s.device, args(true));
+    INFO("n " << n << " w " << w << " window " << window << " reach " << reach);
+    check_norm(s.fetch(score), values(score.host), 32 * epsilon_of(DType::f32));
+  }
+
+  for (int64_t m : {1, 40, 1000, 5003})
+    for (int64_t spacing : {0, 1, 8, 100, 6000}) {
+      const Twin x = scores(s, {3, m}, true), order = s.poisoned(DType::i32, {3, m});
+      const Twin flag =
+          s.poisoned(DType::u8, {3, m + 3}).view([m](const Tensor& t) { return t.slice(1, 1, m + 1); });
+      ArgsortArgs sort;
+      sort.x = x.host, sort.index = order.host, sort.descending = true;
+      argsort(s.host, sort);
+      copy(s.device, order.host, order.device);
+      for (int variant = 0; variant < 3; ++variant) {
+        PickSpacedArgs a;
+        a.threshold = -0.6f, a.spacing = spacing;
+        if (variant > 0) a.limit = m / 5;
+        if (variant > 1) a.forced = m / 2, a.last = m - m / 4 - 1;
+        a.score = x.host, a.order = order.host, a.flag = flag.host;
+        pick_spaced(s.host, a);
+        a.score = x.device, a.order = order.device, a.flag = flag.device;
+        pick_spaced(s.device, a);
+        INFO("m " << m << " spacing " << spacing << " variant " << variant);
+        check_same(s, flag, "flag");
+      }
+    }
+
+  for (const auto& [n, rows, block, window, budget, chunks] :
+       {std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>{1000, 1000, 64, 0, 300, 80},
+        {3000, 2900, 128, 700, 700, 900},
+        {500, 1, 1, 0, 64, 20},
+        {70, 70, 64, 10, 7, 5}}) {
+    const int64_t blocks = (rows + block - 1) / block;
+    const Tensor bounds = s.host.allocate(DType::i32, {2, chunks + 1});
+    for (int64_t b = 0; b < 2; ++b)
+      for (int64_t c = 0; c <= chunks; ++c) {
+        const int64_t used = chunks - b;  // the second sample has one chunk less
+        put(bounds, b * (chunks + 1) + c, c > used ? -1.0 : static_cast<double>(n * c * c / (used * used)));
+      }
+    const Twin cuts = s.upload(bounds), x = scores(s, {2, blocks, chunks}, true);
+    const Twin order = s.poisoned(DType::i32, {2, blocks, chunks});
+    ArgsortArgs sort;
+    sort.x = x.host, sort.index = order.host, sort.descending = true;
+    argsort(s.host, sort);
+    copy(s.device, order.host, order.device);
+    const Twin tokens = s.poisoned(DType::i32, {2, blocks, budget}),
+               begin = s.poisoned(DType::i32, {2, 1, blocks}), count = s.poisoned(DType::i32, {2, 1, blocks}),
+               index = s.poisoned(DType::i32, {2 * blocks * budget});
+    ChunkListsArgs a;
+    a.n = n, a.first = n - std::max(rows, n * (rows > 1)), a.rows = rows, a.block_q = block,
+    a.window = window;
+    a.recent = 5, a.leading = 4;
+    ChunkListsArgs d = a;
+    a.order = order.host, a.bounds = cuts.host, a.tokens = tokens.host;
+    a.lists = {begin.host, count.host, index.host};
+    d.order = order.device, d.bounds = cuts.device, d.tokens = tokens.device;
+    d.lists = {begin.device, count.device, index.device};
+    chunk_lists(s.host, a);
+    chunk_lists(s.device, d);
+    INFO("n " << n << " rows " << rows);
+    check_same(s, tokens, "tokens");
+    check_same(s, begin, "begin");
+    check_same(s, count, "count");
+    check_same(s, index, "index");
+    s.check_graph([&] { chunk_lists(s.device, d); }, {tokens, count});
   }
 }
