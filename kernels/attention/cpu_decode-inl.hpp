@@ -113,12 +113,17 @@ inline void decode_softmax(const DecodeStep& a, int r) {
     for (; i < a.e; ++i) o[i] *= alpha[0];
   }
   const V c = V::set1(a.to_log2), m = V::set1(safe);
+  const bool far = is_far(m);
+  const auto exponential = [&](int j) {
+    const V x = V::load(s + j);
+    return exp2_nonpositive(far ? rounded(x * c) - m : fms(x, c, m));
+  };
   V sum = V::zero();
   for (int j = 0; j < a.keys; j += kAtOnce) {
-    const V x = exp2_nonpositive(fms(V::load(s + j), c, m));
+    const V x = exponential(j);
     sum = sum + x;
     if constexpr (Pairs) {
-      const V y = exp2_nonpositive(fms(V::load(s + j + V::N), c, m));
+      const V y = exponential(j + V::N);
       sum = sum + y;
       V::store(s + j / 2, Later::neighbours(x, y));
     } else {

@@ -382,6 +382,11 @@ void score_terms(const ScoreTerms& a) {
     }
 }
 
+// The rounding of a reference point m is at most half a unit in its last place, and cancels from the weights
+// while 2^unit is finite. Beyond 2^20 (a mask of finite but huge numbers) the products are rounded before m
+// is taken off, as m itself was: the largest is then exactly 0 and none is above.
+inline bool is_far(V m) { return V::any_less(V::set1(0x1p20f), abs(m)); }
+
 // Groups of NG vectors of lanes: enough independent exponentials to fill the pipes, few enough registers.
 // `Later` is V, named so that only targets with pairs need V::pair.
 template <int NG, bool Pairs, bool Entropy, class Later = V>
@@ -429,26 +434,37 @@ inline void softmax_group(SoftmaxStep& a, int first) {
     m[g] = safe;
     sum[g] = V::zero();
   }
-  const auto exponential = [&](int j, int g) {
-    const V x = fms(V::load(a.s + int64_t{j} * a.lanes + first + g * V::N), c, m[g]);
+  const auto exponential = [&]<bool Far>(int j, int g) {
+    const V s = V::load(a.s + int64_t{j} * a.lanes + first + g * V::N);
+    const V x = Far ? rounded(s * c) - m[g] : fms(s, c, m[g]);
     const V p = exp2_nonpositive(x);
     sum[g] = sum[g] + p;
     // 0 * -inf is a hidden pair's contribution: none.
     if constexpr (Entropy) ent[g] = ent[g] + select_less(V::zero(), p, p * x, p);
     return p;
   };
-  if constexpr (Pairs) {
-    for (int j = 0; j < a.keys; j += 2)
+  const auto weigh = [&]<bool Far>() {
+    if constexpr (Pairs) {
+      for (int j = 0; j < a.keys; j += 2)
 #pragma GCC unroll 4
-      for (int g = 0; g < NG; ++g) {
-        const V lo = exponential(j, g), hi = j + 1 < a.keys ? exponential(j + 1, g) : V::zero();
-        V::store(a.s + int64_t{j / 2} * a.lanes + first + g * V::N, Later::pair(lo, hi));
-      }
-  } else {
-    for (int j = 0; j < a.keys; ++j)
+        for (int g = 0; g < NG; ++g) {
+          const V lo = exponential.template operator()<Far>(j, g);
+          const V hi = j + 1 < a.keys ? exponential.template operator()<Far>(j + 1, g) : V::zero();
+          V::store(a.s + int64_t{j / 2} * a.lanes + first + g * V::N, Later::pair(lo, hi));
+        }
+    } else {
+      for (int j = 0; j < a.keys; ++j)
 #pragma GCC unroll 4
-      for (int g = 0; g < NG; ++g) V::store(a.s + int64_t{j} * a.lanes + first + g * V::N, exponential(j, g));
-  }
+        for (int g = 0; g < NG; ++g)
+          V::store(a.s + int64_t{j} * a.lanes + first + g * V::N, exponential.template operator()<Far>(j, g));
+    }
+  };
+  bool far = false;
+  for (int g = 0; g < NG; ++g) far = far || is_far(m[g]);
+  if (__builtin_expect(far, 0))
+    weigh.template operator()<true>();
+  else
+    weigh.template operator()<false>();
 #pragma GCC unroll 4
   for (int g = 0; g < NG; ++g) {
     const int l = first + g * V::N;
@@ -480,7 +496,7 @@ void mass(const SoftmaxStep& a, const float* weight, float* sums) {
       V x = V::load(a.s + int64_t{j} * a.lanes + l);
       if (a.mask) x = V::keep(a.mask[j] >> l, x, minus_inf);
       const V m = V::load(a.m + l);
-      const V p = exp2_nonpositive(fms(x, c, m)) * V::load(weight + l);
+      const V p = exp2_nonpositive(is_far(m) ? rounded(x * c) - m : fms(x, c, m)) * V::load(weight + l);
       // Unused lanes have weight 0 but may hold anything; m = -inf marks lanes that see nothing.
       sum = sum + select_less(minus_inf, m, p, V::zero());
     }

@@ -111,6 +111,11 @@ inline V operator-(V a, V b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline V operator*(V a, V b) { return {_mm256_mul_ps(a.v, b.v)}; }
 inline V operator/(V a, V b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline V fma(V a, V b, V c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+/// x, rounded here: the compiler does not fuse what made it with what comes next.
+inline V rounded(V x) {
+  __asm__("" : "+x"(x.v));
+  return x;
+}
 inline V fms(V a, V b, V c) { return {_mm256_fmsub_ps(a.v, b.v, c.v)}; }
 // b where a is NaN.
 inline V max(V a, V b) { return {_mm256_max_ps(a.v, b.v)}; }

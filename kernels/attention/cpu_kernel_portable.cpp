@@ -99,6 +99,11 @@ inline V operator-(V a, V b) { return {a.v - b.v}; }
 inline V operator*(V a, V b) { return {a.v * b.v}; }
 inline V operator/(V a, V b) { return {a.v / b.v}; }
 inline V fma(V a, V b, V c) { return {a.v * b.v + c.v}; }
+/// x, rounded here: the compiler does not fuse what made it with what comes next.
+inline V rounded(V x) {
+  __asm__("" : "+m"(x.v));
+  return x;
+}
 inline V fms(V a, V b, V c) { return {a.v * b.v - c.v}; }
 // b where a is NaN.
 inline V max(V a, V b) { return {V::choose(a.v > b.v, a.v, b.v)}; }
