@@ -50,6 +50,7 @@
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */ \
   X(head_gates, HeadGatesArgs)              /* kernels/routing/routing.hpp */ \
   X(pack_queries, PackQueriesArgs)          /* kernels/routing/routing.hpp */ \
+  X(member_ranges, MemberRangesArgs)        /* kernels/routing/routing.hpp */ \
   X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */ \
   X(top_k, TopKArgs)                        /* kernels/select/select.hpp */ \
   X(argsort, ArgsortArgs)                   /* kernels/select/select.hpp */ \

@@ -123,4 +123,24 @@ void CpuBackend::pack_queries(Context& ctx, const PackQueriesArgs& args) {
   });
 }
 
+void CpuBackend::member_ranges(Context& ctx, const MemberRangesArgs& args) {
+  const int64_t lists = args.index_q.dim(0) * args.index_q.dim(1), wq = args.index_q.dim(2),
+                wk = args.index_k.dim(2), columns = args.memory + wk;
+  parallel_items(ctx.threads(), lists, [&](int64_t l) {
+    const int32_t *q = args.index_q.data<int32_t>() + l * wq, *k = args.index_k.data<int32_t>() + l * wk;
+    const int32_t* real = std::lower_bound(k, k + wk, args.tokens);
+    for (int64_t i = 0; i < wq; ++i) {
+      const int64_t seen = (args.causal ? std::min(std::upper_bound(k, k + wk, q[i]), real) : real) - k;
+      const int64_t end = args.memory + seen;
+      args.row_begin.data<int32_t>()[l * wq + i] = 0;
+      args.row_end.data<int32_t>()[l * wq + i] = static_cast<int32_t>(end);
+      args.weight.data<float>()[l * wq + i] = q[i] < args.tokens && end > 0 ? 1.0f : 0.0f;
+      if (!args.bias) continue;
+      float* row = args.bias.data<float>() + (l * wq + i) * columns;
+      std::fill(row, row + end, 0.0f);
+      std::fill(row + end, row + columns, -1e9f);
+    }
+  });
+}
+
 }  // namespace attnbench

@@ -133,7 +133,57 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(Pack p) {
   if (p.total && threadIdx.x == 0) p.total[item] = static_cast<int32_t>(used);
 }
 
+/// First place of k[0, n) that is not below x.
+__device__ int64_t lower_bound(const int32_t* k, int64_t n, int64_t x) {
+  int64_t low = 0;
+  while (n > 0) {
+    const int64_t half = n / 2;
+    if (k[low + half] < x)
+      low += half + 1, n -= half + 1;
+    else
+      n = half;
+  }
+  return low;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    member_kernel(const int32_t* index_q, const int32_t* index_k, int32_t* row_begin, int32_t* row_end,
+                  float* weight, int64_t rows, int64_t wq, int64_t wk, int64_t tokens, int64_t memory,
+                  bool causal) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t r = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; r < rows; r += step) {
+    const int32_t* k = index_k + r / wq * wk;
+    const int64_t q = index_q[r];
+    // Causal: below q + 1, and real.
+    const int64_t limit = causal && q + 1 < tokens ? q + 1 : tokens;
+    const int64_t end = memory + lower_bound(k, wk, limit);
+    row_begin[r] = 0;
+    row_end[r] = static_cast<int32_t>(end);
+    weight[r] = q < tokens && end > 0 ? 1.0f : 0.0f;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    bias_kernel(const int32_t* row_end, float* bias, int64_t items, int64_t columns) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step)
+    bias[i] = i % columns < row_end[i / columns] ? 0.0f : -1e9f;
+}
+
 }  // namespace
+
+void CudaBackend::member_ranges(Context& ctx, const MemberRangesArgs& args) {
+  const int64_t wq = args.index_q.dim(2), wk = args.index_k.dim(2), rows = args.index_q.numel();
+  member_kernel<<<grid_for(ctx, rows, kThreads), kThreads, 0, stream()>>>(
+      args.index_q.data<int32_t>(), args.index_k.data<int32_t>(), args.row_begin.data<int32_t>(),
+      args.row_end.data<int32_t>(), args.weight.data<float>(), rows, wq, wk, args.tokens, args.memory,
+      args.causal);
+  CUDA_CHECK_LAUNCH();
+  if (!args.bias || args.bias.numel() == 0) return;
+  bias_kernel<<<grid_for(ctx, args.bias.numel(), kThreads), kThreads, 0, stream()>>>(
+      args.row_end.data<int32_t>(), args.bias.data<float>(), args.bias.numel(), args.memory + wk);
+  CUDA_CHECK_LAUNCH();
+}
 
 void CudaBackend::head_gates(Context& ctx, const HeadGatesArgs& args) {
   const int64_t rows = args.gates.dim(0), heads = args.gates.dim(1);

@@ -88,4 +88,36 @@ void pack_queries(Context& ctx, const PackQueriesArgs& args) {
   if (b * h > 0) ctx.backend().pack_queries(ctx, args);
 }
 
+void member_ranges(Context& ctx, const MemberRangesArgs& args) {
+  const ArgumentCheck check(ctx, "member_ranges");
+  check.present({{"index_q", args.index_q},
+                 {"index_k", args.index_k},
+                 {"row_begin", args.row_begin},
+                 {"row_end", args.row_end},
+                 {"weight", args.weight}});
+  check.rank({"index_q", args.index_q}, 3, 3);
+  check.rank({"index_k", args.index_k}, 3, 3);
+  const int64_t b = args.index_q.dim(0), l = args.index_q.dim(1), wq = args.index_q.dim(2),
+                wk = args.index_k.dim(2);
+  if (args.memory < 0) check.fail("memory " + std::to_string(args.memory) + " must be 0 or more");
+  const auto packed = [&](const char* what, const Tensor& t, DType dtype, const Shape& shape) {
+    check.present({{what, t}});
+    check.dtype({what, t}, {dtype});
+    check.shape({what, t}, shape);
+    check.packed({what, t}, shape.rank());
+  };
+  packed("index_q", args.index_q, DType::i32, {b, l, wq});
+  packed("index_k", args.index_k, DType::i32, {b, l, wk});
+  packed("row_begin", args.row_begin, DType::i32, {b, l, wq});
+  packed("row_end", args.row_end, DType::i32, {b, l, wq});
+  packed("weight", args.weight, DType::f32, {b, l, wq});
+  if (args.bias) packed("bias", args.bias, DType::f32, {b, l, wq, args.memory + wk});
+  Cost c;
+  c.bytes_read = args.index_q.nbytes() + args.index_k.nbytes();
+  for (const Tensor* t : {&args.row_begin, &args.row_end, &args.weight, &args.bias})
+    if (*t) c.bytes_written += t->nbytes();
+  ctx.cost().charge(c);
+  if (b * l * wq > 0) ctx.backend().member_ranges(ctx, args);
+}
+
 }  // namespace attnbench

@@ -49,4 +49,20 @@ struct PackQueriesArgs {
 };
 void pack_queries(Context& ctx, const PackQueriesArgs& args);
 
+/// What the members of a cluster see of each other. index_q i32 [B, L, Wq], index_k i32 [B, L, Wk]: token
+/// places, ascending in each list; places from `tokens` on are padding. `memory` keys stand before those of
+/// index_k and are seen by all. Of the others query i sees the real ones, with `causal` those at its own
+/// place or before: always the first so many.
+///   row_begin, row_end i32 [B, L, Wq]   the keys seen, [0, memory + so many)
+///   weight f32 [B, L, Wq]               1 for a real query that sees a key, else 0
+///   bias f32 [B, L, Wq, memory + Wk]    0 where seen, -1e9 elsewhere; optional
+/// All packed. Cost: bytes.
+struct MemberRangesArgs {
+  Tensor index_q, index_k;
+  Tensor row_begin, row_end, weight, bias;
+  int64_t tokens = 0, memory = 0;
+  bool causal = false;
+};
+void member_ranges(Context& ctx, const MemberRangesArgs& args);
+
 }  // namespace attnbench

@@ -1,4 +1,6 @@
 // head_gates and pack_queries on the GPU against the CPU's operators.
+#include <algorithm>
+
 #include "kernels/routing/routing.hpp"
 #include "tests/cuda_check.hpp"
 
@@ -68,5 +70,40 @@ TEST_CASE("CUDA pack_queries equals the CPU bit for bit") {
       run(s.device, [](const Twin& t) { return t.device; });
       for (const Twin* t : {&index, &weight, &begin, &end, &count, &total})
         CHECK(same_bits(s.fetch(*t, true), t->host_base));
+    }
+}
+
+TEST_CASE("CUDA member_ranges equals the CPU bit for bit") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  Sides s(*gpu, 903);
+  for (const bool causal : {false, true})
+    for (const int64_t memory : {0, 3}) {
+      const int64_t batch = 2, lists = 17, wq = 33, wk = 70, tokens = 200;
+      const auto ascending = [&](int64_t w) {
+        const Tensor t = s.host.allocate(DType::i32, {batch, lists, w});
+        for (int64_t l = 0; l < batch * lists; ++l) {
+          std::vector<int64_t> v;
+          for (int64_t i = 0; i < w; ++i) v.push_back(s.r.integer(0, 230));
+          std::sort(v.begin(), v.end());
+          for (int64_t i = 0; i < w; ++i) put(t, l * w + i, static_cast<double>(v[static_cast<size_t>(i)]));
+        }
+        return s.upload(t);
+      };
+      const Twin q = ascending(wq), k = ascending(wk);
+      const Twin begin = s.poisoned(DType::i32, {batch, lists, wq}),
+                 end = s.poisoned(DType::i32, {batch, lists, wq}),
+                 weight = s.poisoned(DType::f32, {batch, lists, wq}),
+                 bias = s.poisoned(DType::f32, {batch, lists, wq, memory + wk});
+      const auto run = [&](Context& ctx, auto side) {
+        MemberRangesArgs a;
+        a.index_q = side(q), a.index_k = side(k), a.row_begin = side(begin), a.row_end = side(end),
+        a.weight = side(weight), a.bias = side(bias);
+        a.tokens = tokens, a.memory = memory, a.causal = causal;
+        member_ranges(ctx, a);
+      };
+      run(s.host, [](const Twin& t) { return t.host; });
+      run(s.device, [](const Twin& t) { return t.device; });
+      for (const Twin* t : {&begin, &end, &weight, &bias}) CHECK(same_bits(s.fetch(*t, true), t->host_base));
     }
 }

@@ -142,6 +142,50 @@ TEST_CASE("packed queries: rows in order, what they see, and the blocks of it") 
     }
 }
 
+TEST_CASE("members see the real ones before them, and the memory") {
+  Context ctx(cpu_backend(), 2);
+  Random r(83);
+  for (const bool causal : {false, true})
+    for (const int64_t memory : {0, 2}) {
+      const int64_t batch = 2, lists = 3, wq = 7, wk = 9, tokens = 20;
+      const auto ascending = [&](int64_t w) {
+        const Tensor t = ctx.allocate(DType::i32, {batch, lists, w});
+        for (int64_t l = 0; l < batch * lists; ++l) {
+          std::vector<double> v;
+          for (int64_t i = 0; i < w; ++i) v.push_back(static_cast<double>(r.integer(0, 24)));
+          std::sort(v.begin(), v.end());
+          for (int64_t i = 0; i < w; ++i) put(t, l * w + i, v[static_cast<size_t>(i)]);
+        }
+        return t;
+      };
+      MemberRangesArgs a;
+      a.index_q = ascending(wq), a.index_k = ascending(wk);
+      a.row_begin = poisoned(ctx, DType::i32, {batch, lists, wq});
+      a.row_end = poisoned(ctx, DType::i32, {batch, lists, wq});
+      a.weight = poisoned(ctx, DType::f32, {batch, lists, wq});
+      a.bias = poisoned(ctx, DType::f32, {batch, lists, wq, memory + wk});
+      a.tokens = tokens, a.memory = memory, a.causal = causal;
+      member_ranges(ctx, a);
+      int64_t wrong = 0;
+      for (int64_t l = 0; l < batch * lists; ++l)
+        for (int64_t i = 0; i < wq; ++i) {
+          const double q = get(a.index_q, l * wq + i);
+          int64_t seen = memory;
+          for (int64_t j = 0; j < wk; ++j) {
+            const double k = get(a.index_k, l * wk + j);
+            const bool sees = k < tokens && (!causal || k <= q);
+            seen += sees;
+            wrong += get(a.bias, (l * wq + i) * (memory + wk) + memory + j) != (sees ? 0.0 : -1e9);
+          }
+          for (int64_t j = 0; j < memory; ++j) wrong += get(a.bias, (l * wq + i) * (memory + wk) + j) != 0;
+          wrong +=
+              get(a.row_begin, l * wq + i) != 0 || get(a.row_end, l * wq + i) != static_cast<double>(seen);
+          wrong += get(a.weight, l * wq + i) != (q < tokens && seen > 0 ? 1 : 0);
+        }
+      CHECK(wrong == 0);
+    }
+}
+
 TEST_CASE("routing operators refuse what does not fit") {
   Context ctx(cpu_backend(), 1);
   HeadGatesArgs a;
