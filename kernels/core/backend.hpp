@@ -51,6 +51,9 @@
   X(head_gates, HeadGatesArgs)              /* kernels/routing/routing.hpp */ \
   X(pack_queries, PackQueriesArgs)          /* kernels/routing/routing.hpp */ \
   X(member_ranges, MemberRangesArgs)        /* kernels/routing/routing.hpp */ \
+  X(search_spans, SearchSpansArgs)          /* kernels/spans/spans.hpp */ \
+  X(pack_spans, PackSpansArgs)              /* kernels/spans/spans.hpp */ \
+  X(merge_spans, MergeSpansArgs)            /* kernels/spans/spans.hpp */ \
   X(rotary, RotaryArgs)                     /* kernels/rotary/rotary.hpp */ \
   X(top_k, TopKArgs)                        /* kernels/select/select.hpp */ \
   X(argsort, ArgsortArgs)                   /* kernels/select/select.hpp */ \

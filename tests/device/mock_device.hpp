@@ -46,6 +46,7 @@
 #include "kernels/select/tree.hpp"
 #include "kernels/softmax/softmax.hpp"
 #include "kernels/solve/solve.hpp"
+#include "kernels/spans/spans.hpp"
 #include "kernels/spectral_loss/spectral_loss.hpp"
 #include "kernels/spectral_response/spectral_response.hpp"
 
