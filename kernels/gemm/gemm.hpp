@@ -15,7 +15,7 @@ enum class Activation : uint8_t { none, relu, gelu_erf, silu };
 
 struct GemmArgs {
   Tensor a, b, c;
-  Tensor bias;  ///< optional
+  Tensor bias = {};  ///< optional
   bool b_transposed = false;
   bool a_transposed = false;  ///< a is stored [..., K, M]
   float alpha = 1.0f;

@@ -231,7 +231,7 @@ void tile_scores(Context& ctx, const NeighborhoodScoresArgs& args, int64_t side,
   const Grid g(args.rule);
   const Rows q(args.q), k(args.k);
   const DType dtype = args.q.dtype();
-  const int64_t heads = args.q.dim(1), n = args.q.dim(2), d = args.q.dim(3), w = g.entries();
+  const int64_t heads = args.q.dim(1), d = args.q.dim(3), w = g.entries();
   const int64_t group = heads / args.k.dim(1);
   const BiasTable bias(args.bias, g, heads);
   const auto dots = ATTNBENCH_BEST(neighborhood_dots);
@@ -298,7 +298,7 @@ void dense_values(Context& ctx, const NeighborhoodValuesArgs& args) {
   const Grid g(args.rule);
   const Rows v(args.v), o(args.o);
   const DType dtype = args.v.dtype();
-  const int64_t heads = args.o.dim(1), n = args.o.dim(2), e = args.o.dim(3), w = g.entries();
+  const int64_t heads = args.o.dim(1), e = args.o.dim(3);
   const int64_t group = heads / args.v.dim(1);
   const auto widen = ATTNBENCH_BEST(neighborhood_widen);
   const std::vector<DenseTile> tiles =
