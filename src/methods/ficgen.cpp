@@ -136,13 +136,6 @@ struct Sizes {
   int64_t phases() const { return instances + 2; }
 };
 
-Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
-Cost conv_cost(int64_t x, int64_t w, int64_t bias, int64_t y, int64_t taps) {
-  Cost c = moved(4 * (x + w + bias), 4 * y);
-  c.matmul = 2 * y * taps;
-  c.elementwise = bias > 0 ? y : 0;
-  return c;
-}
 /// A reduction of n elements to m, `each` operations an element, `roots` of them.
 Cost reduce_cost(int64_t n, int64_t m, int64_t each = 1, int64_t roots = 0) {
   Cost c = moved(4 * n, 4 * m);

@@ -134,14 +134,6 @@ struct Sizes {
 // ---- costs of single calls
 // ----------------------------------------------------------------------------------
 
-Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
-/// y outputs of `taps` multiply-adds each from x inputs and w weights.
-Cost conv_cost(int64_t x, int64_t w, int64_t bias, int64_t y, int64_t taps) {
-  Cost c = moved(4 * (x + w + bias), 4 * y);
-  c.matmul = 2 * y * taps;
-  c.elementwise = bias > 0 ? y : 0;
-  return c;
-}
 Cost softmax_cost(int64_t n) {
   Cost c = copied(n);
   c.elementwise = 4 * n, c.special = n;

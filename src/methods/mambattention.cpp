@@ -331,7 +331,6 @@ class MambaInstance final : public Instance {
   // ---- blocks
   // -------------------------------------------------------------------------------------------------
 
-  static Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
   static Tensor shaped(const Shape& s) { return Tensor::borrow(DeviceKind::cpu, DType::f32, s, nullptr); }
   void channels_first(Context& ctx, const Tensor& u, const Tensor& y) const {
     transpose_copy(ctx, {u.permute({0, 3, 1, 2}), y});

@@ -458,7 +458,6 @@ class MptsInstance final : public Instance {
   // ---- pieces
   // -------------------------------------------------------------------------------------------------
 
-  static Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
   static Cost norm_cost(int64_t rows, int64_t n) {
     Cost c = moved(4 * (rows * n + 2 * n), 4 * rows * n);
     c.elementwise = 5 * rows * n;

@@ -79,6 +79,13 @@ Cost moved(int64_t read, int64_t written) {
   c.bytes_read = read, c.bytes_written = written;
   return c;
 }
+Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
+Cost conv_cost(int64_t x, int64_t w, int64_t bias, int64_t y, int64_t taps) {
+  Cost c = moved(4 * (x + w + bias), 4 * y);
+  c.matmul = 2 * y * taps;
+  c.elementwise = bias > 0 ? y : 0;
+  return c;
+}
 
 Cost cast_cost(DType dtype, int64_t n, bool widen) {
   if (dtype == DType::f32) return {};

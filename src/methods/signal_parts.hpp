@@ -38,6 +38,9 @@ void product(Context& ctx, const Tensor& a, const Tensor& b, const Tensor& c, bo
 // -------------------------------------------
 
 Cost moved(int64_t read, int64_t written);  ///< bytes
+Cost copied(int64_t n);                     ///< n elements read and written
+/// A convolution to y outputs of `taps` multiply-adds each, from x inputs, w weights and `bias` biases.
+Cost conv_cost(int64_t x, int64_t w, int64_t bias, int64_t y, int64_t taps);
 /// Widening or narrowing n elements between f32 and `dtype`; nothing for f32.
 Cost cast_cost(DType dtype, int64_t n, bool widen);
 /// `batch` products [m, k] x [k, n]; b is shared by `b_shared` of them.

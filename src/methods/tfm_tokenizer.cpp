@@ -407,7 +407,6 @@ class TfmInstance final : public Instance {
     norm.special = 2 * records * (e_ / 4);
     return copied(n) * 2 + norm + pointwise_cost(n, c, false) * 2;
   }
-  static Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
   static Cost linear_cost(int64_t rows, int64_t out, int64_t in, bool gelu, int64_t batch = 1) {
     return product_cost(batch, rows / batch, out, in, out * in, true, gelu);
   }

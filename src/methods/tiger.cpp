@@ -300,7 +300,6 @@ class TigerInstance final : public Instance {
   // ---- pieces
   // -------------------------------------------------------------------------------------------------
 
-  static Cost copied(int64_t n) { return moved(4 * n, 4 * n); }
   static Cost norm_cost(int64_t rows, int64_t n, bool affine) {
     Cost c = moved(4 * (rows * n + (affine ? 2 * n : 0)), 4 * rows * n);
     c.elementwise = 5 * rows * n;
