@@ -490,13 +490,15 @@ void softmax(SoftmaxStep& a) { a.t ? softmax_of<false, true>(a) : softmax_of<fal
 void mass(const SoftmaxStep& a, const float* weight, float* sums) {
   const V minus_inf = V::set1(-__builtin_inff());
   const V c = V::set1(a.to_log2);
+  bool far = false;
+  for (int l = 0; l < a.lanes; l += V::N) far = far || is_far(V::load(a.m + l));
   for (int j = 0; j < a.keys; ++j) {
     V sum = V::zero();
     for (int l = 0; l < a.lanes; l += V::N) {
       V x = V::load(a.s + int64_t{j} * a.lanes + l);
       if (a.mask) x = V::keep(a.mask[j] >> l, x, minus_inf);
       const V m = V::load(a.m + l);
-      const V p = exp2_nonpositive(is_far(m) ? rounded(x * c) - m : fms(x, c, m)) * V::load(weight + l);
+      const V p = exp2_nonpositive(far ? rounded(x * c) - m : fms(x, c, m)) * V::load(weight + l);
       // Unused lanes have weight 0 but may hold anything; m = -inf marks lanes that see nothing.
       sum = sum + select_less(minus_inf, m, p, V::zero());
     }

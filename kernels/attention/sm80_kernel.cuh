@@ -635,8 +635,10 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
           high = fmaxf(high, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
         high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 1));
         high = fmaxf(high, __shfl_xor_sync(kAllLanes, high, 2));
-        const float base = high == -INFINITY ? 0.0f : high * plan.to_log2;
-        const float before = top[m][half] * plan.to_log2;
+        // Rounded by themselves: fused with the subtraction, the rounding of a huge base (a mask of finite
+        // numbers) would be an exponent of its own.
+        const float base = high == -INFINITY ? 0.0f : __fmul_rn(high, plan.to_log2);
+        const float before = __fmul_rn(top[m][half], plan.to_log2);
         share[m][half] = exp2_fast(before - base);
         if constexpr (Terms)
           logs[m][half] =
@@ -647,7 +649,10 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
         for (int j = 0; j < C::kNTiles; ++j)
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            const float x = s[m][j][2 * half + c] * plan.to_log2 - base, e = exp2_fast(x);
+            // Without terms scores are products, never that large, and one operation does.
+            const float scaled = Terms ? __fmul_rn(s[m][j][2 * half + c], plan.to_log2) : 0.0f;
+            const float x = Terms ? scaled - base : s[m][j][2 * half + c] * plan.to_log2 - base;
+            const float e = exp2_fast(x);
             if constexpr (Terms) logs[m][half] += e == 0.0f ? 0.0f : e * x;
             add += e;
             s[m][j][2 * half + c] = e;

@@ -73,20 +73,7 @@ TEST_CASE("finite biases of any size hide keys without a trace, and blocked rows
     for (const int64_t n : {1, 37, 130})
       for (const float huge : {1e9f, 4e9f, 1e12f, 1e30f}) {
         Case c;
-        Random r(static_cast<uint64_t>(n) + 7);
-        const int64_t m = 200;
-        base_case(c, ctx, r, {1, 2, 2, n, m, 24, 20, dtype}, false, n != 1);
-        c.args.bias.dense = floats(ctx, {1, 2, n, m});
-        float* bias = c.args.bias.dense.data<float>();
-        for (int64_t row = 0; row < 2 * n; ++row) {
-          // The first tiles wholly blocked, a stretch at the end, every third key, all keys: in turn. Where
-          // f32 keeps something of a score beside the bias, no row is blocked as a whole.
-          const int64_t kind = (row + (n == 1)) % (huge > 1e11f ? 4 : 3);
-          for (int64_t j = 0; j < m; ++j) {
-            const bool blocked = kind == 0 ? j < 150 : kind == 1 ? j > 60 : kind == 2 ? j % 3 == 0 : true;
-            bias[row * m + j] = blocked ? -huge : 0.0f;
-          }
-        }
+        blocked_rows(c, ctx, dtype, n, huge);
         const Expected expected = reference(c.args);
         for (int i = 0; i < list.count; ++i) {
           const ForceKernels force(list.entries[i]);

@@ -98,6 +98,22 @@ inline void base_case(Case& c, Context& ctx, Random& r, const Sizes& s, bool str
     a.row_entropy = floats(ctx, {s.b, s.h, s.n});
   }
 }
+/// A dense bias of 0 and -huge. By rows: the first tiles wholly blocked, all after a stretch, every third key
+/// and, where f32 keeps nothing of a score beside the bias, all keys: such a row takes the mean.
+inline void blocked_rows(Case& c, Context& ctx, DType dtype, int64_t n, float huge) {
+  Random r(static_cast<uint64_t>(n) + 7);
+  const int64_t m = 200;
+  base_case(c, ctx, r, {1, 2, 2, n, m, 24, 20, dtype}, false, n != 1);
+  c.args.bias.dense = floats(ctx, {1, 2, n, m});
+  float* bias = c.args.bias.dense.data<float>();
+  for (int64_t row = 0; row < 2 * n; ++row) {
+    const int64_t kind = (row + (n == 1)) % (huge > 1e11f ? 4 : 3);
+    for (int64_t j = 0; j < m; ++j) {
+      const bool blocked = kind == 0 ? j < 150 : kind == 1 ? j > 60 : kind == 2 ? j % 3 == 0 : true;
+      bias[row * m + j] = blocked ? -huge : 0.0f;
+    }
+  }
+}
 inline void add_masses(Case& c, Context& ctx, bool key, bool block) {
   const AttentionArgs& a = c.args;
   const int64_t m = a.pages.table ? a.pages.table.dim(1) * a.pages.page_size : a.k.dim(2);

@@ -161,6 +161,20 @@ TEST_CASE("random mixtures of every feature agree with double precision on the d
   }
 }
 
+TEST_CASE(
+    "finite biases of any size hide keys without a trace on the device, and blocked rows take the mean") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  for (const DType dtype : {DType::f32, DType::bf16, DType::f16})
+    for (const int64_t n : {1, 37, 130})
+      for (const float huge : {1e9f, 4e9f, 1e12f, 1e30f}) {
+        Case c;
+        blocked_rows(c, host, dtype, n, huge);
+        run_all(gpu, c.args, "bias of -" + std::to_string(huge) + ", " + std::to_string(n) + " queries");
+      }
+}
+
 TEST_CASE("shapes around the tiles, head sizes around the pads, every dtype") {
   Backend* backend = testing::open_device();
   if (!backend) return;
