@@ -21,22 +21,10 @@ class Doubler final : public Method {
     info_.title = "Doubler";
     info_.kinds = {ProblemKind::sequence};
     info_.dtypes = {DType::f32};
-    ParamSpec fault;
-    fault.name = "fault";
-    fault.type = ParamSpec::Type::choice;
-    fault.choices = {"none", "wrong", "lazy", "costly", "greedy", "nan"};
-    fault.default_value = "none";
-    ParamSpec workspace;
-    workspace.name = "workspace";
-    workspace.type = ParamSpec::Type::integer;
-    workspace.default_value = 0;
-    ParamSpec divisor;
-    divisor.name = "divisor";
-    divisor.type = ParamSpec::Type::integer;
-    divisor.default_value = 1;
-    ParamSpec least = workspace;
-    least.name = "least";
-    info_.params = {fault, workspace, divisor, least};
+    info_.params = {
+        spec::choice("fault", {"none", "wrong", "lazy", "costly", "greedy", "nan"}, "what goes wrong"),
+        spec::integer("workspace", 0, 0, "bytes of workspace"),
+        spec::integer("divisor", 1, 1, "of the length"), spec::integer("least", 0, 0, "tokens")};
     info_.example.length = 12;
     info_.example.batch = 2;
   }
@@ -137,15 +125,8 @@ class Chooser final : public Method {
     info_.title = "Chooser";
     info_.kinds = {ProblemKind::sequence};
     info_.dtypes = {DType::f32};
-    ParamSpec gap;
-    gap.name = "gap";
-    gap.type = ParamSpec::Type::number;
-    gap.default_value = 0.0;
-    ParamSpec inverted;
-    inverted.name = "inverted";
-    inverted.type = ParamSpec::Type::boolean;
-    inverted.default_value = false;
-    info_.params = {gap, inverted};
+    info_.params = {spec::param("gap", ParamSpec::Type::number, 0.0, "added to x[1]"),
+                    spec::boolean("inverted", false, "answers wrongly")};
     info_.example.length = 2;
   }
   const MethodInfo& info() const override { return info_; }
