@@ -414,7 +414,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int e = 0; e < N; ++e) {
       if (kind == Kind::absolute_deviation && whole && tokens < block)
-        sum[e] += static_cast<float>(block - tokens) * fabsf(middle[e]);
+        // Not fused: selections compare these sums, and the CPU rounds the product by itself.
+        sum[e] += __fmul_rn(static_cast<float>(block - tokens), fabsf(middle[e]));
       if ((kind == Kind::mean || kind == Kind::absolute_deviation) && tokens > 0) sum[e] /= by;
       y[b * ys.b + h * ys.h + s * ys.t + c + e] = narrow<Out>(sum[e]);
     }
