@@ -2,6 +2,7 @@
 // spectrum.
 #include <algorithm>
 #include <cmath>
+#include <mutex>
 #include <numbers>
 
 #include "inputs/inputs.hpp"
@@ -389,23 +390,31 @@ class FreshInstance final : public Instance {
     Init init;
     init.kind = Init::Kind::values;
     const int64_t channels = channels_, height = height_, width = width_;
-    const auto values = std::make_shared<std::vector<double>>();
+    // Computed at the first element: most instances are made to be described. Filling asks from several
+    // threads.
+    struct Image {
+      std::once_flag once;
+      std::vector<double> values;
+    };
+    const auto image = std::make_shared<Image>();
     if (from != "synthetic") {
       Context host(cpu_backend(), 1);
       const Tensor t = read_npy(host, from);
       if (!(t.shape() == Shape{channels, height, width}))
         throw DataError("fresh.target: " + from + " holds " + t.shape().str() + ", not " +
                         Shape{channels, height, width}.str());
-      values->resize(static_cast<size_t>(t.numel()));
-      convert(t.raw(), t.dtype(), values->data(), DType::f64, t.numel());
+      image->values.resize(static_cast<size_t>(t.numel()));
+      convert(t.raw(), t.dtype(), image->values.data(), DType::f64, t.numel());
     }
-    init.value = [values, seed, channels, height, width](int64_t i) {
-      if (values->empty()) {
+    init.value = [image, seed, channels, height, width](int64_t i) {
+      std::call_once(image->once, [&] {
+        std::vector<double>& values = image->values;
+        if (!values.empty()) return;  // from a file
         // Waves of random direction and phase whose frequencies lie geometrically between 1 and half the
         // side: equal amplitudes per octave are amplitudes 1 / f per frequency of a plane.
         constexpr int kWaves = 48;
         const uint64_t stream = stream_of("fresh.target");
-        values->resize(static_cast<size_t>(channels * height * width));
+        values.resize(static_cast<size_t>(channels * height * width));
         const double most = static_cast<double>(std::min(height, width)) / 2;
         double largest = 1e-30;
         for (int64_t c = 0; c < channels; ++c)
@@ -418,14 +427,14 @@ class FreshInstance final : public Instance {
                          fx = f * std::cos(turn) / static_cast<double>(width);
             for (int64_t y = 0; y < height; ++y)
               for (int64_t x = 0; x < width; ++x)
-                (*values)[static_cast<size_t>((c * height + y) * width + x)] +=
+                values[static_cast<size_t>((c * height + y) * width + x)] +=
                     std::cos(2 * kPi * (fy * static_cast<double>(y) + fx * static_cast<double>(x)) + phase) /
                     f;
           }
-        for (double v : *values) largest = std::max(largest, std::abs(v));
-        for (double& v : *values) v /= largest;
-      }
-      return (*values)[static_cast<size_t>(i)];
+        for (double v : values) largest = std::max(largest, std::abs(v));
+        for (double& v : values) v /= largest;
+      });
+      return image->values[static_cast<size_t>(i)];
     };
     return init;
   }

@@ -52,7 +52,8 @@ struct Init {
   double a = 0.0;    ///< normal, trunc_normal: mean.  uniform: low.   constant: the value
   double b = 1.0;    ///< normal, trunc_normal: standard deviation (cut at +-2 b, or +-cut).  uniform: high
   double cut = 2.0;  ///< trunc_normal: cut in standard deviations
-  std::function<double(int64_t index)> value;  ///< values: element by row-major index
+  /// values: element by row-major index. Called from several threads at once.
+  std::function<double(int64_t index)> value;
   static Init normal(double mean = 0, double std = 1) { return {Kind::normal, mean, std, 2.0, {}}; }
   static Init trunc_normal(double std, double cut = 2.0) { return {Kind::trunc_normal, 0.0, std, cut, {}}; }
   static Init uniform(double low, double high) { return {Kind::uniform, low, high, 2.0, {}}; }

@@ -1,5 +1,7 @@
 // The random numbers are a format: results are comparable across machines only while these values stay.
+#include <barrier>
 #include <cmath>
+#include <thread>
 #include <vector>
 
 #include "inputs/inputs.hpp"
@@ -57,4 +59,48 @@ TEST_CASE("truncated normal tensors stay inside their cut and are the same for a
   }
   CHECK(most <= 0.04000001);
   CHECK(most > 0.038);
+}
+
+TEST_CASE("the value functions of every method answer several threads as they answer one") {
+  Context ctx(cpu_backend(), 1);
+  int functions = 0;
+  for (const Method* m : all_methods()) {
+    const MethodInfo& info = m->info();
+    const auto make = [&] {
+      return m->make(ctx, info.example,
+                     resolve_params(info.id, info.params, info.example_params, info.example));
+    };
+    const auto alone = make();
+    // Asked together, the first time and each for all: a value computed late is computed under contention.
+    const auto together = make();
+    const auto compare = [&](const std::vector<TensorSpec>& want, const std::vector<TensorSpec>& got) {
+      for (size_t s = 0; s < want.size(); ++s) {
+        if (want[s].init.kind != Init::Kind::values) continue;
+        ++functions;
+        const int64_t n = std::min<int64_t>(want[s].shape.numel(), 500);
+        constexpr int kThreads = 8;
+        std::vector<std::vector<double>> seen(kThreads, std::vector<double>(static_cast<size_t>(n)));
+        std::barrier start(kThreads);
+        {
+          std::vector<std::jthread> threads;
+          for (int t = 0; t < kThreads; ++t)
+            threads.emplace_back([&, t] {
+              start.arrive_and_wait();
+              for (int64_t i = 0; i < n; ++i)
+                seen[static_cast<size_t>(t)][static_cast<size_t>(i)] = got[s].init.value(i);
+            });
+        }
+        INFO(info.id << " " << want[s].name);
+        for (const auto& of_thread : seen) {
+          bool same = true;
+          for (int64_t i = 0; i < n; ++i)
+            same = same && of_thread[static_cast<size_t>(i)] == want[s].init.value(i);
+          CHECK(same);
+        }
+      }
+    };
+    compare(alone->input_specs(), together->input_specs());
+    compare(alone->weight_specs(), together->weight_specs());
+  }
+  CHECK(functions > 10);
 }
