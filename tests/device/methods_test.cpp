@@ -100,6 +100,33 @@ TEST_CASE("a recorded run does what the run did, for every method that says so")
   CHECK(recorded > 10);
 }
 
+TEST_CASE("memory that runs out anywhere in a method is OutOfMemory, and enough of it still runs") {
+  for (const Method* m : all_methods()) {
+    INFO(m->info().id);
+    int64_t peak = 0;
+    {
+      Context ctx(cpu_backend());
+      run_example(ctx, *m);
+      peak = ctx.memory().peak_total;
+    }
+    int refused = 0;
+    for (int part = 0; part < 24; ++part) {
+      Context ctx(cpu_backend());
+      ctx.set_memory_limit(std::max<int64_t>(1, peak * part / 24));
+      try {
+        run_example(ctx, *m);
+      } catch (const OutOfMemory&) {
+        ++refused;
+      }
+      CHECK(ctx.memory().current_total == 0);
+    }
+    CHECK(refused == 24);
+    Context ctx(cpu_backend());
+    ctx.set_memory_limit(peak);
+    CHECK_NOTHROW(run_example(ctx, *m));
+  }
+}
+
 TEST_CASE("strided tensors come to the host packed") {
   mock::MockDevice device;
   Context ctx(device), host(cpu_backend());
