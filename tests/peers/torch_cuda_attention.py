@@ -3,12 +3,13 @@
 
 A peer script: neither the build nor CI needs it. It wants PyTorch with CUDA:
 
-    python3 tests/peers/torch_cuda_attention.py [--only TEXT] [--json FILE]
+    python3 tests/peers/torch_cuda_attention.py [--only TEXT] [--json FILE] [--results FILE]
 
 Dense, causal and decode rows run scaled_dot_product_attention once with each of its backends (FlashAttention-2 and
 cuDNN; f32: the memory-efficient one and the plain one); windows and random blocks run FlexAttention with a block mask
 built before the timing. Rates count exact pairs (random blocks: visited ones), 4 D FLOPs each; decode counts the bytes
-of K and V. One sample is a run of calls of 5 ms or more between two events; the median of 15 is shown. The last rows
+of K and V. With --results, the file that `attnbench run suites/engine/cuda_attention.yaml` wrote on the same card, the
+suite's own block-sparse shapes are timed instead, and each row ends with how many times faster attnbench was. One sample is a run of calls of 5 ms or more between two events; the median of 15 is shown. The last rows
 are f32 matrix products, full and TF32: what f32 attention is measured against.
 """
 import argparse
@@ -111,6 +112,107 @@ def sparse(table):
                       lambda: flex(q, k, v, block_mask=mask))
 
 
+def random_rows(rows, sparsity, causal):
+    """Key blocks of each row of blocks, drawn as the suite's random_blocks counts them (other seeds)."""
+    torch.manual_seed(7)
+    lists = []
+    for r in range(rows):
+        allowed = r + 1 if causal else rows
+        count = max(1, int((1 - sparsity) * allowed + 0.5))
+        picks = torch.randperm(r if causal else rows)[:count - 1 if causal else count].tolist()
+        lists.append(sorted(picks) + ([r] if causal else []))
+    return lists
+
+
+def power_rows(rows):
+    return [[c for c in range(r + 1) if c == 0 or r - c < 5 or (r - c) & (r - c - 1) == 0] for r in range(rows)]
+
+
+def suite_rows():
+    """case of the suite, its axes, heads, tokens and a function that makes FlexAttention's mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, BlockMask
+
+    def band(w):
+        return lambda b, h, i, j: (j <= i) & (j > i - w)
+
+    def by_rule(rule, n):
+        return lambda: create_block_mask(rule, None, None, n, n, device="cuda", _compile=True)
+
+    def by_lists(make, n, block, causal):
+        def mask():
+            lists, rows = make(), n // block
+            full = [x[:-1] if causal else x for x in lists]  # a causal row's last block is its diagonal
+
+            def tensors(of):
+                index = torch.zeros(1, 1, rows, rows, dtype=torch.int32)
+                for r, x in enumerate(of):
+                    index[0, 0, r, :len(x)] = torch.tensor(x, dtype=torch.int32)
+                return (torch.tensor([[[len(x) for x in of]]], dtype=torch.int32, device="cuda"), index.cuda())
+            part = [[x[-1]] if causal else [] for x in lists]
+            return BlockMask.from_kv_blocks(*tensors(part), *tensors(full), BLOCK_SIZE=block,
+                                            mask_mod=(lambda b, h, i, j: j <= i) if causal else None)
+        return mask
+
+    def window_2d(side, tile, window):  # tokens in the order of tiles, as the suite has them
+        across = side // tile[1]
+
+        def place(t):
+            number, inside = t // (tile[0] * tile[1]), t % (tile[0] * tile[1])
+            return number // across * tile[0] + inside // tile[1], number % across * tile[1] + inside % tile[1]
+
+        def rule(b, h, i, j):
+            (iy, ix), (jy, jx) = place(i), place(j)
+            y0 = (iy - window // 2).clamp(0, side - window)
+            x0 = (ix - window // 2).clamp(0, side - window)
+            return (jy >= y0) & (jy < y0 + window) & (jx >= x0) & (jx < x0 + window)
+        return rule
+
+    def window_1d(n, window):
+        def rule(b, h, i, j):
+            start = (i - window // 2).clamp(0, n - window)
+            return (j >= start) & (j < start + window)
+        return rule
+
+    yield "window_4k", {}, 16, 32768, by_rule(band(4096), 32768)
+    yield "window_1k", {}, 16, 131072, by_rule(band(1024), 131072)
+    for block in (64, 128):
+        yield "blocks", {"block_size": block}, 16, 32768, by_lists(
+            lambda block=block: random_rows(32768 // block, 0.9, True), 32768, block, True)
+    yield "power_of_two", {}, 16, 131072, by_lists(lambda: power_rows(1024), 131072, 128, True)
+    yield "top_blocks", {}, 7, 109632, by_lists(lambda: random_rows(1713, 0.96264, False), 109632, 64, False)
+    yield "neighbourhood_13", {}, 16, 16384, by_rule(window_2d(128, (16, 8), 13), 16384)
+    yield "line_neighbourhood", {}, 16, 32768, by_rule(window_1d(32768, 2048), 32768)
+    yield "flux", {}, 24, 65536, by_rule(window_2d(256, (16, 8), 80), 65536)
+
+
+def beside(table, results):
+    """FlexAttention on the suite's shapes; ours are times of the whole method, token orders included."""
+    from torch.nn.attention.flex_attention import flex_attention
+    with open(results, encoding="utf-8") as f:
+        ours = json.load(f)["cases"]
+    flex = torch.compile(flex_attention, dynamic=False)
+    for case, axes, h, n, make in suite_rows():
+        if not table.wanted(case):
+            continue
+        mine = [c for c in ours if c["case"]["base_name"] == case and c.get("time") and
+                all(c["case"]["axes"].get("params." + a) == v for a, v in axes.items())]
+        row = case + "".join(f" {v}" for v in axes.values())
+        q, k, v = (normal(1, h, n, 128) for _ in range(3))
+        try:
+            mask = make()
+            options = {"BLOCK_M": 64, "BLOCK_N": 64} if mask.BLOCK_SIZE[0] < 128 else None
+            s = seconds(lambda: flex(q, k, v, block_mask=mask, kernel_options=options))
+        except Exception as error:  # a shape that the peer does not take is a row, not an end
+            print(f"{row:<24} flex: {str(error).splitlines()[0][:120]}", flush=True)
+            torch.cuda.synchronize()
+            continue
+        own = mine[0]["time"]["median_s"] if mine else float("nan")
+        table.rows.append({"name": row, "peer": "flex", "seconds": s, "attnbench_seconds": own})
+        print(f"{row:<24} flex {s * 1e3:8.3f} ms   attnbench {own * 1e3:8.3f} ms   {s / own:5.2f} x", flush=True)
+        del q, k, v, mask
+        torch.cuda.empty_cache()
+
+
 def decode(table):
     for group in (1, 8):
         for b in (1, 16):
@@ -135,15 +237,19 @@ def products(table):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="rows whose name holds this text")
+    parser.add_argument("--results", help="attnbench's results of suites/engine/cuda_attention.yaml on this card")
     parser.add_argument("--json", help="also writes the rows here")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
     table = Table(args.only)
     with torch.inference_mode():
-        dense(table)
-        decode(table)
-        products(table)
-        sparse(table)
+        if args.results:
+            beside(table, args.results)
+        else:
+            dense(table)
+            decode(table)
+            products(table)
+            sparse(table)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump({"torch": torch.__version__, "device": torch.cuda.get_device_name(), "rows": table.rows}, f,
