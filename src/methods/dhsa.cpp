@@ -48,11 +48,15 @@ MethodInfo describe() {
       "chosen gaps: s_t > theta, best first, more than nms_window apart, beta (N / b) at most\n"
       "Q_m = sum of block m / b, K_c = sum of chunk c / sqrt(l_c), S = Q_m . K_c for every token of c\n"
       "list of m: the newest local_tokens before the block's end, the best S, the first global_tokens\n"
+      "v2: S = mean of block m . mean of key block c, each head; list: the max(1, floor(density NK)) best, "
+      "the future not left out before (v2_topk); or all up to the newest where they are no more, else the "
+      "first, the newest and the best between (v2_a_shape)\n"
       "o_r = sum_j softmax_j(q_r . k_j scale) v_j over j <= r in the list of r's block; all j <= r in the "
       "tail";
   m.cost =
       "Attention 4 D a listed pair of each head, 4 D H I N in the tail; scores 2 mq Nc D; predictor 6 C^2 a "
-      "token (in-projection, shared between windows) and 16 w^2 C + 4 w C^2 + 2 (4 C + 1) dh + 2 dh a gap.";
+      "token (in-projection, shared between windows) and 16 w^2 C + 4 w C^2 + 2 (4 C + 1) dh + 2 dh a gap. "
+      "v2: 4 D a pair of each head's causal blocks, scores 2 B H NQ NK D.";
   ParamSpec budget = spec::integer("budget", 2048, -1, "Nb, tokens listed for a block of queries; -1: all");
   ParamSpec tail =
       spec::integer("instruction_tokens", 64, 0,
@@ -81,7 +85,13 @@ MethodInfo describe() {
       spec::boolean("share_boundaries", true, "model level: layers reuse the first one's boundaries"),
       spec::boolean("share_masks", false, "model level: layers of a kind reuse one list"),
       scale_param(),
-      spec::integer("loop_times", 4, 1, "groups of query blocks in the original code; no effect here")};
+      spec::integer("loop_times", 4, 1, "groups of query blocks in the original code; no effect here"),
+      spec::choice("variant", {"v1", "v2_topk", "v2_a_shape"},
+                   "v1: all of the above; v2: fixed blocks chosen by each head, by score alone, or with the "
+                   "first and the newest block forced"),
+      spec::param("density", ParamSpec::Type::number, 0.25, 0.0, 1.0, "v2: share of the key blocks listed"),
+      spec::integer("v2_query_block", 128, 1, "v2: rows of a block of queries"),
+      spec::integer("v2_key_block", 32, 1, "v2: keys of a block")};
   m.kinds = {ProblemKind::sequence};
   m.figures = {{"prefill latency", "Gemma-2-2B, 8k, budget 2k, b 256, one 24 GB GPU", "dense 1.65 s",
                 "1.19 s (1.39x)", "repository legacy/README.md"},
@@ -89,7 +99,9 @@ MethodInfo describe() {
                {"16k / 32k", "same", "dense out of memory", "2.18 s, 9.69 GB / 4.51 s, 16.99 GB", "same"},
                {"prefill latency range", "Gemma-2, NIAH and LongBench", "dense (eager)", "-20 to -60 %",
                 "arXiv v1 abstract"},
-               {"accuracy", "same budget", "block-sparse attention", "+6 to +18 % relative", "abstract"}};
+               {"accuracy", "same budget", "block-sparse attention", "+6 to +18 % relative", "abstract"},
+               {"kernel, v2", "Llama-3.1-8B shapes, 128k", "dense FlashAttention-2", "up to 10x prefill",
+                "v2 abstract"}};
   m.notes = {
       "Equal scores: lower index first; the last chunk that fits gives its first tokens (chosen).",
       "A list is a set: each key counts once, keys that no row of the block sees are left out, and a row "
@@ -103,6 +115,11 @@ MethodInfo describe() {
       "One query is a decode step: the same rule with b = 1 and I = 0 (chosen; the original code decodes "
       "densely).",
       "Predictor biases of the attention start at 0, as in a standard multi-head layer; its weights are f32.",
+      "v2_topk ranks before the causal cut: a row whose blocks all lie ahead is 0 (chosen), and early rows "
+      "see "
+      "less than density. Short last blocks take the mean of their real tokens (chosen; the original code "
+      "refuses them). The original code's v2 masks from vertical and slash lines are not offered.",
+      "v2 has no tail, window, budget or predictor: of the parameters it takes scale and its own three.",
       "loop_times bounds memory of gathered keys, which a fused kernel does not make; share_* are a model's "
       "schedule around this module."};
   m.example.batch = 2;
@@ -122,6 +139,15 @@ const MethodInfo& dhsa_info() {
   return info;
 }
 
+void require_prefill_or_decode(const Problem& problem, const HeadsForm& f) {
+  if (!problem.causal)
+    throw Unsupported("dhsa is causal, and problem.causal is false; the paper has no other mode");
+  if (f.queries != 1 && f.keys != f.queries)
+    throw Unsupported("dhsa: prefill is self-attention of " + std::to_string(f.queries) +
+                      " tokens and decoding has one query; kv_length " + std::to_string(f.keys) +
+                      " is neither");
+}
+
 enum class Mode : uint8_t { predictor, ratio, fixed };
 
 class DhsaInstance final : public BlockSelectionInstance {
@@ -130,13 +156,8 @@ class DhsaInstance final : public BlockSelectionInstance {
       : BlockSelectionInstance(ctx, dhsa_info(), problem, Layout::token_major,
                                scale_of(params, problem.head_dim)) {
     const HeadsForm& f = form_;
-    if (!problem.causal)
-      throw Unsupported("dhsa is causal, and problem.causal is false; the paper has no other mode");
+    require_prefill_or_decode(problem, f);
     const bool decode = f.queries == 1;
-    if (!decode && f.keys != f.queries)
-      throw Unsupported("dhsa: prefill is self-attention of " + std::to_string(f.queries) +
-                        " tokens and decoding has one query; kv_length " + std::to_string(f.keys) +
-                        " is neither");
     block_ = decode ? 1 : params.integer("block_size");
     tail_ = decode || params.is_null("instruction_tokens")
                 ? 0
@@ -644,10 +665,127 @@ class DhsaInstance final : public BlockSelectionInstance {
   BlockMask tail_mask_;
 };
 
+/// The second version: fixed blocks, scored by means and chosen by each head.
+class DhsaBlocksInstance final : public BlockSelectionInstance {
+ public:
+  DhsaBlocksInstance(Context& ctx, const Problem& problem, const Params& params)
+      : BlockSelectionInstance(ctx, dhsa_info(), problem, Layout::token_major,
+                               scale_of(params, problem.head_dim)),
+        a_shape_(params.choice("variant") == "v2_a_shape") {
+    const HeadsForm& f = form_;
+    require_prefill_or_decode(problem, f);
+    input_specs_ = {spec("q", f.heads, f.queries, "queries [B, N, H, D]"),
+                    spec("k", f.kv_heads, f.keys, "keys [B, N, Hkv, D]"),
+                    spec("v", f.kv_heads, f.keys, "values [B, N, Hkv, D]")};
+    first_ = f.keys - f.queries;
+    make_lists(ctx, f.queries == 1 ? 1 : params.integer("v2_query_block"), params.integer("v2_key_block"));
+    lists_.rule.causal = true, lists_.rule.offset = first_;
+    mask_.rule = lists_.rule;
+    best_ = std::max<int64_t>(
+        1, static_cast<int64_t>(params.number("density") * static_cast<double>(key_blocks())));
+  }
+
+  void prepare(Context& ctx) override {
+    const HeadsForm& f = form_;
+    const int64_t nq = query_blocks(), nk = key_blocks();
+    query_ = heads_first(input("q")), key_ = heads_first(input("k")), value_ = heads_first(input("v"));
+    allocate_block_lists(ctx, lists_, f.batch, f.heads);
+    mask_ = block_mask_of(lists_);
+    const Shape map{f.batch, f.heads, nq, nk};
+    if (!a_shape_) {
+      lists_.bitmap = ctx.allocate(DType::u8, map);
+      return;
+    }
+    // Column 0 is forced in every row, so that the choice is between it and the newest block.
+    lists_.bitmap = upload(ctx, map, std::vector<uint8_t>(static_cast<size_t>(map.numel()), 0));
+    std::vector<uint8_t> forced(static_cast<size_t>(nq * nk), 0);
+    std::vector<int32_t> between, wanted;
+    for (int64_t r = 0; r < nq; ++r) {
+      const int64_t newest = std::min((first_ + (r + 1) * lists_.block_q - 1) / lists_.block_k, nk - 1);
+      const bool all = newest + 1 <= best_;
+      for (int64_t c = 0; c <= newest; ++c)
+        if (all || c == 0 || c == newest) forced[static_cast<size_t>(r * nk + c)] = 1;
+      between.push_back(static_cast<int32_t>(std::max<int64_t>(0, newest - 1)));
+      wanted.push_back(all ? 0 : static_cast<int32_t>(std::max<int64_t>(0, best_ - 2)));
+    }
+    lists_.also = upload(ctx, {nq, nk}, forced);
+    between_ = upload(ctx, {nq}, between), wanted_ = upload(ctx, {nq}, wanted);
+  }
+
+  void run(Context& ctx) override {
+    const HeadsForm& f = form_;
+    const int64_t nq = query_blocks(), nk = key_blocks(), d = f.head_dim;
+    const auto f32 = DType::f32;
+    Tensor queries, keys;
+    {
+      const auto stage = ctx.stage("pool");
+      const auto means = [&](const Tensor& x, int64_t block, int64_t blocks) {
+        PoolTokensArgs mean;
+        mean.x = x, mean.block = block;
+        mean.y = ctx.allocate(f32, {f.batch, x.dim(1), blocks, d});
+        pool_tokens(ctx, mean);
+        return mean.y;
+      };
+      queries = means(query_, lists_.block_q, nq), keys = means(key_, lists_.block_k, nk);
+    }
+    const Tensor scores = ctx.allocate(f32, {f.batch, f.heads, nq, nk});
+    {
+      const auto stage = ctx.stage("score");
+      GemmArgs g;
+      g.a = queries.reshape({f.batch, f.kv_heads, f.group(), nq, d});
+      g.b = repeated(keys, 2, f.group()), g.b_transposed = true;
+      g.c = scores.reshape({f.batch, f.kv_heads, f.group(), nq, nk});
+      gemm(ctx, g);
+    }
+    {
+      const auto stage = ctx.stage("select");
+      TopKArgs best;
+      best.k = best_;
+      if (!a_shape_) {
+        best.x = scores, best.flag = lists_.bitmap;
+        top_k(ctx, best);
+      } else if (nk > 1) {
+        const Shape rows{f.batch, f.heads, nq}, same{0, 0, 1};
+        best.x = scores.slice(3, 1, nk), best.flag = lists_.bitmap.slice(3, 1, nk);
+        best.visible.limit = between_.strided(rows, same), best.count = wanted_.strided(rows, same);
+        top_k(ctx, best);
+      }
+      build_block_lists(ctx, lists_);
+    }
+    const auto stage = ctx.stage("attend");
+    attention(ctx, call());
+    ran_ = true;
+  }
+
+  ClosedForm cost() const override {
+    const HeadsForm& f = form_;
+    const int64_t nq = query_blocks(), nk = key_blocks(), d = f.head_dim, groups = f.batch * f.heads;
+    const auto element = static_cast<int64_t>(size_of(dtype_));
+    ClosedForm form;
+    form.data_dependent = true;
+    CostSheet s;
+    s.c = attend_cost();
+    s.pool(groups * f.queries * d, element, groups * nq * d);
+    s.pool(f.batch * f.kv_heads * f.keys * d, element, f.batch * f.kv_heads * nk * d);
+    s.gemm(groups, nq, nk, d);
+    const int64_t map = groups * nq * nk, ranked = groups * nq * (a_shape_ ? nk - 1 : nk);
+    s.work(ranked, 4 * ranked + (a_shape_ && nk > 1 ? 8 * groups * nq : 0), ranked);
+    s.bytes(map + (a_shape_ ? nq * nk : 0), 4 * map + 16 * groups * nq);  // lists
+    form.cost = s.c;
+    return form;
+  }
+
+ private:
+  bool a_shape_;
+  int64_t first_ = 0, best_ = 1;
+  Tensor between_, wanted_;  ///< a row's middle blocks, and how many of them it takes (a_shape)
+};
+
 class Dhsa final : public Method {
  public:
   const MethodInfo& info() const override { return dhsa_info(); }
   std::unique_ptr<Instance> make(Context& ctx, const Problem& problem, const Params& params) const override {
+    if (params.choice("variant") != "v1") return std::make_unique<DhsaBlocksInstance>(ctx, problem, params);
     return std::make_unique<DhsaInstance>(ctx, problem, params);
   }
 };

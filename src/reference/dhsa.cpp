@@ -120,7 +120,71 @@ std::set<int64_t> chosen_gaps(const Vector& score, const Params& params, int64_t
   return chosen;
 }
 
+/// The second version: block by block, each head on its own.
+RefMap blocks_reference(const Params& params, const RefMap& inputs) {
+  const RefTensor &q = inputs.at("q"), &k = inputs.at("k"), &v = inputs.at("v");
+  const int64_t batch = q.dim(0), rows = q.dim(1), heads = q.dim(2), dim = q.dim(3), n = k.dim(1),
+                group = heads / k.dim(2), shift = n - rows;
+  const int64_t bq = rows == 1 ? 1 : params.integer("v2_query_block"), bk = params.integer("v2_key_block");
+  const int64_t nq = (rows + bq - 1) / bq, nk = (n + bk - 1) / bk;
+  const int64_t listed =
+      std::max<int64_t>(1, static_cast<int64_t>(params.number("density") * static_cast<double>(nk)));
+  const double scale =
+      params.is_null("scale") ? 1 / std::sqrt(static_cast<double>(dim)) : params.number("scale");
+  const auto mean = [dim](const RefTensor& x, int64_t b, int64_t h, int64_t begin, int64_t end) {
+    Vector m(static_cast<size_t>(dim));
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t d = 0; d < dim; ++d) at(m, d) += at(x, b, i, h, d) / static_cast<double>(end - begin);
+    return m;
+  };
+  RefTensor out(q.shape), selected({batch, heads, nq, nk});
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t h = 0; h < heads; ++h)
+      for (int64_t m = 0; m < nq; ++m) {
+        const Vector block = mean(q, b, h, m * bq, std::min(rows, (m + 1) * bq));
+        Vector score;
+        for (int64_t c = 0; c < nk; ++c)
+          score.push_back(dot(block, mean(k, b, h / group, c * bk, std::min(n, (c + 1) * bk))));
+        std::vector<int64_t> rank(static_cast<size_t>(nk));
+        std::iota(rank.begin(), rank.end(), 0);
+        std::stable_sort(rank.begin(), rank.end(),
+                         [&](int64_t x, int64_t y) { return at(score, x) > at(score, y); });
+        std::set<int64_t> list;
+        if (params.choice("variant") == "v2_topk") {
+          for (int64_t c : rank)
+            if (static_cast<int64_t>(list.size()) < listed) list.insert(c);
+        } else {
+          const int64_t newest = std::min((shift + (m + 1) * bq - 1) / bk, nk - 1);
+          list = {0, newest};
+          for (int64_t c : rank)
+            if (c < newest && static_cast<int64_t>(list.size()) < listed) list.insert(c);
+        }
+        // Blocks that no row of this block may see are not visited.
+        const int64_t last = shift + std::min(rows, (m + 1) * bq) - 1;
+        for (int64_t c : list)
+          if (c * bk <= last) selected[((b * heads + h) * nq + m) * nk + c] = 1;
+        for (int64_t r = m * bq; r < std::min(rows, (m + 1) * bq); ++r) {
+          Vector p(static_cast<size_t>(n));
+          std::vector<char> visible(static_cast<size_t>(n));
+          bool any = false;
+          for (int64_t j = 0; j <= r + shift; ++j) {
+            if (!list.contains(j / bk)) continue;
+            visible[static_cast<size_t>(j)] = 1, any = true;
+            for (int64_t d = 0; d < dim; ++d)
+              at(p, j) += scale * at(q, b, r, h, d) * at(k, b, j, h / group, d);
+          }
+          if (!any) continue;
+          ref::softmax_row(p, visible);
+          for (int64_t j = 0; j <= r + shift; ++j)
+            for (int64_t d = 0; visible[static_cast<size_t>(j)] && d < dim; ++d)
+              out[((b * rows + r) * heads + h) * dim + d] += at(p, j) * at(v, b, j, h / group, d);
+        }
+      }
+  return {{"out", out}, {"selected", selected}};
+}
+
 RefMap dhsa_reference(const Problem&, const Params& params, const RefMap& inputs, const RefMap& weights) {
+  if (params.choice("variant") != "v1") return blocks_reference(params, inputs);
   const RefTensor &q = inputs.at("q"), &k = inputs.at("k"), &v = inputs.at("v");
   const int64_t batch = q.dim(0), rows = q.dim(1), heads = q.dim(2), dim = q.dim(3), n = k.dim(1),
                 kv = k.dim(2);

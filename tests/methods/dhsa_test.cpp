@@ -15,6 +15,11 @@ ParamMap with(ParamMap base, std::initializer_list<std::pair<const std::string, 
   for (const auto& [key, value] : more) base[key] = value;
   return base;
 }
+template <class Iterator>
+ParamMap with(ParamMap base, Iterator begin, Iterator end) {
+  base.insert(begin, end);
+  return base;
+}
 ParamMap small(std::initializer_list<std::pair<const std::string, Value>> more = {}) {
   return with({{"block_size", 16},
                {"budget", 40},
@@ -91,6 +96,53 @@ TEST_CASE("dhsa agrees with its reference, and its formula with the ledger given
                                                                  {"local_tokens", 3},
                                                                  {"instruction_tokens", 0}}));
   }
+}
+
+TEST_CASE("dhsa v2 agrees with its reference, and its formula with the ledger given the blocks") {
+  const DType dtype = GENERATE(DType::f32, DType::bf16, DType::f16);
+  const char* variant = GENERATE("v2_topk", "v2_a_shape");
+  const auto check = [&](const Problem& p, const ParamMap& params) {
+    Trial t = make_trial(kMethod, p, with({{"variant", variant}}, params.begin(), params.end()));
+    check_trial(t, 3);
+  };
+  SECTION("sizes that divide nothing, query blocks longer and shorter than key blocks") {
+    const int64_t block = GENERATE(32, 5);
+    check(heads_problem(2, 4, 2, 131, 131, 8, true, dtype),
+          {{"v2_query_block", block}, {"v2_key_block", 12}, {"density", 0.4}, {"scale", 0.7}});
+  }
+  SECTION("as published, and one block of keys") {
+    check(heads_problem(1, 2, 1, 300, 300, 16, true, dtype), {});
+    check(heads_problem(1, 2, 1, 30, 30, 8, true, dtype), {{"density", 0.0}});
+  }
+  SECTION("decode, and one token") {
+    check(heads_problem(2, 4, 2, 1, 121, 8, true, dtype), {{"v2_key_block", 8}});
+    check(heads_problem(1, 2, 2, 1, 1, 8, true, dtype), {});
+  }
+}
+
+TEST_CASE("dhsa v2: a density of 1 is dense, the least lists two blocks or one") {
+  const Problem p = heads_problem(1, 2, 1, 96, 96, 8, true);
+  const char* variant = GENERATE("v2_topk", "v2_a_shape");
+  Trial dense = make_trial(kMethod, p, {{"variant", variant}, {"density", 1.0}});
+  check_trial(dense, 3);
+  for (int64_t r = 0; r < 96; ++r) CHECK(keys_of(dense, r) == range(0, r + 1));
+  // Keys of one direction, longer ones later, queries along it: the last block scores best for every row,
+  // and no row but the last block's sees it.
+  Trial t = make_trial(kMethod, p,
+                       {{"variant", variant}, {"density", 0.0}, {"v2_query_block", 8}, {"v2_key_block", 8}});
+  std::vector<double> k(96 * 8, 0.0);
+  for (size_t j = 0; j < 96; ++j) k[j * 8] = static_cast<double>(j);
+  rebind(t, {{"q", host_tensor(*t.ctx, {1, 96, 2, 8}, std::vector<double>(96 * 16, 1.0))},
+             {"k", host_tensor(*t.ctx, {1, 96, 1, 8}, k)}});
+  check_trial(t, 3);
+  const bool a_shape = std::string(variant) == "v2_a_shape";
+  for (int64_t r = 0; r < 96; ++r) {
+    std::vector<int64_t> want = a_shape && r >= 8 ? range(0, 8) : std::vector<int64_t>{};
+    const int64_t newest = a_shape ? r / 8 * 8 : 88;
+    for (int64_t j : range(newest, r + 1)) want.push_back(j);
+    CHECK(keys_of(t, r) == want);
+  }
+  check_rows_and_stats(t);
 }
 
 TEST_CASE("dhsa: a budget or a tail as long as the prompt is dense attention") {
