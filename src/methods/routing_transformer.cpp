@@ -2,7 +2,9 @@
 // local block attention. Card: routing_transformer.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
+#include "inputs/inputs.hpp"
 #include "kernels/elementwise/cast.hpp"
 #include "kernels/elementwise/pointwise.hpp"
 #include "kernels/elementwise/reduce.hpp"
@@ -74,7 +76,9 @@ MethodInfo describe() {
       spec::integer("num_mem_kv", 0, 0, "learned keys and values before each cluster"),
       spec::number("scatter_eps", 0.01, 0, "added to a token's number of clusters"),
       spec::boolean("head_mix", false, "one D x D matrix on every head"),
-      spec::integer("kmeans_init_iters", 0, 0, "Lloyd steps on the input before timing"),
+      spec::integer("kmeans_init_iters", 10, 0,
+                    "centroids that no file gives are found by so many Lloyd steps on the input, before "
+                    "timing; 0: they are given"),
       spec::boolean("update_means", false, "the training update of the centroids, too"),
       spec::share("ema_decay", 0.999, "of the centroid update"),
       spec::number("commitment", 1e-4, 0, "weight of the auxiliary loss")};
@@ -93,8 +97,14 @@ MethodInfo describe() {
       "The layer pads tokens with zeros to whole local blocks before routing, as the authors' code; the "
       "attention alone does not.",
       "Routing is computed in f32 whatever the dtype.",
-      "kmeans_init_iters is 0 here (card: 10): the centroids that are given are those that are used; other "
-      "values are refused.",
+      "Centroids that are given are used as they are. Others start from num_clusters normalised rows of the "
+      "queries, and of the keys where those are not the queries, drawn without replacement by problem.seed "
+      "(from the beginning again when there are too few); a step assigns every row to its largest product "
+      "and "
+      "puts the mean through `normalize`; empty clusters stay (chosen: as lucidrains' steps, whose means are "
+      "normalised too).",
+      "Memory has no rank in a cluster and so no relative term, and strided-cluster heads have none "
+      "(chosen).",
       "update_means with keys of their own decays twice, for the queries and then for the keys, both "
       "assigned by "
       "the centroids before (the card's \"again\").",
@@ -117,6 +127,8 @@ struct Routing {
   enum class Normalize : uint8_t { layernorm, l2, none } normalize = Normalize::layernorm;
   float scale = 1, eps = 0, commitment = 0;
   double decay = 0;
+  int64_t lloyd = 0;
+  uint64_t seed = 0;
   int64_t bits() const { return static_cast<int64_t>(std::floor(std::log2(static_cast<double>(clusters)))); }
   int64_t slots() const { return clusters * window; }
 };
@@ -149,7 +161,7 @@ class RoutingInstance final : public Instance {
       if (r_.lsh) {
         if (r_.bits() > 0) add("lsh_projections", {r_.hr, r_.bits(), d}, Init::normal(), false, "of buckets");
       } else {
-        add("mu", {r_.hr, r_.clusters, d}, Init::normal(), false, "centroids");
+        add("mu", {r_.hr, r_.clusters, d}, Init::normal(), r_.lloyd > 0, "centroids; absent: found");
       }
       if (r_.memory > 0) {
         add("mem_key", {r_.hr, r_.clusters, r_.memory, d}, Init::normal(), false, "learned keys");
@@ -161,7 +173,8 @@ class RoutingInstance final : public Instance {
       }
     }
     if (r_.hs > 0)
-      add("mu_strided", {r_.hs, r_.clusters, d}, Init::normal(), false, "of strided-cluster heads");
+      add("mu_strided", {r_.hs, r_.clusters, d}, Init::normal(), r_.lloyd > 0,
+          "of strided-cluster heads; absent: found");
     if (r_.relative) {
       const auto tables = [&](int64_t heads, const char* key, const char* value) {
         if (heads == 0) return;
@@ -281,39 +294,40 @@ class RoutingInstance final : public Instance {
   }
 
   /// softmax(scale q k^T + q . rk + bias) (v + rv), f32, with the scores in memory: q [.., w, D], k, v [..,
-  /// m, D].
+  /// m, D]. The first `memory` keys have no relative terms and are seen by all.
   void unfused(Context& ctx, const Kind& kind, const Tensor& q, const Tensor& k, const Tensor& v,
-               const Tensor& o, const Tensor& bias, float scale, bool causal, int64_t offset) const {
+               const Tensor& o, const Tensor& bias, float scale, bool causal, int64_t memory) const {
     std::vector<int64_t> shape;
     for (int a = 0; a < q.rank() - 1; ++a) shape.push_back(q.dim(a));
-    const int64_t rows = q.dim(-2), columns = k.dim(-2);
+    const int64_t rows = q.dim(-2), columns = k.dim(-2), ranked = columns - memory;
+    const int last = q.rank() - 1;
     shape.push_back(columns);
     const Tensor scores = ctx.allocate(DType::f32, Shape(shape));
     GemmArgs g;
     g.a = q, g.b = k, g.b_transposed = true, g.c = scores, g.alpha = scale;
     gemm(ctx, g);
-    const auto plus = [&](const Tensor& b) {
+    const auto plus = [&](const Tensor& to, const Tensor& b) {
       PointwiseArgs p;
-      p.a = p.y = scores, p.b = b;
+      p.a = p.y = to, p.b = b;
       pointwise(ctx, p);
     };
     if (kind.rel_key) {
-      shape.back() = rows + columns - 1;
+      shape.back() = rows + ranked - 1;
       const Tensor relative = ctx.allocate(DType::f32, Shape(shape));
       GemmArgs t;
       t.a = q, t.b = kind.rel_key, t.b_transposed = true, t.c = relative;
       gemm(ctx, t);
-      plus(skew(relative, columns));
+      plus(scores.slice(last, memory, columns), skew(relative, ranked));
     }
-    if (bias) plus(bias);
+    if (bias) plus(scores, bias);
     SoftmaxArgs p;
-    p.x = p.y = scores, p.causal = causal, p.causal_offset = offset;
+    p.x = p.y = scores, p.causal = causal, p.causal_offset = memory;
     softmax(ctx, p);
     GemmArgs s;
     s.a = scores, s.b = v, s.c = o;
     gemm(ctx, s);
     if (!kind.rel_value) return;
-    transpose_copy(ctx, {scores, skew(kind.skewed, columns)});
+    transpose_copy(ctx, {scores.slice(last, memory, columns), skew(kind.skewed, ranked)});
     GemmArgs t;
     t.a = kind.skewed, t.b = kind.rel_value, t.c = o, t.accumulate = true;
     gemm(ctx, t);
@@ -321,7 +335,9 @@ class RoutingInstance final : public Instance {
 
   /// Normalised rows z [B, H, padded, D], f32, zero behind the tokens.
   void normalise(Context& ctx, const Tensor& x, const Tensor& z) const {
-    const Tensor to = z.slice(2, 0, r_.n);
+    normalise_rows(ctx, x, z.slice(2, 0, r_.n));
+  }
+  void normalise_rows(Context& ctx, const Tensor& x, const Tensor& to) const {
     switch (r_.normalize) {
       case Routing::Normalize::layernorm: {
         NormArgs n;
@@ -402,9 +418,9 @@ class RoutingInstance final : public Instance {
     return y.reshape({r_.batch, heads * r_.clusters, r_.window, r_.dim});
   }
   /// The same behind the memory's rows.
-  Tensor with_memory(Context& ctx, const Tensor& rows, const char* memory) const {
-    if (r_.memory == 0) return rows;
-    const int64_t lists = rows.dim(1), m = r_.memory;
+  Tensor with_memory(Context& ctx, const Tensor& rows, const char* memory, int64_t m) const {
+    if (m == 0) return rows;
+    const int64_t lists = rows.dim(1);
     const Tensor y = ctx.allocate(rows.dtype(), {r_.batch, lists, m + r_.window, r_.dim});
     const Tensor own = rows.dtype() == DType::f32 ? as_f32(ctx, weight(memory)) : weight(memory);
     transpose_copy(ctx, {over_batch(own.reshape({lists, m, r_.dim})), y.slice(2, 0, m)});
@@ -416,6 +432,7 @@ class RoutingInstance final : public Instance {
   void cluster_attention(Context& ctx, const Kind& kind, const Tensor& zq, const Tensor& zk, const Tensor& v,
                          const Tensor& iq, const Tensor& ik, bool shared, const Tensor& o) {
     const int64_t heads = iq.dim(1), lists = heads * r_.clusters, w = r_.window;
+    const int64_t memory = &kind == &routing_ ? r_.memory : 0, columns = memory + w;
     const Shape rows{r_.batch, lists, w};
     const bool in_memory = kind.rel_key || kind.rel_value, ranged = ranges(shared);
     Tensor qc, kc, vc;
@@ -423,10 +440,10 @@ class RoutingInstance final : public Instance {
       const auto stage = ctx.stage("gather");
       const auto type = [&](const Tensor& z) { return in_memory ? z : as_dtype(ctx, z); };
       qc = members_of(ctx, type(zq), iq);
-      kc = shared && r_.memory == 0
+      kc = shared && memory == 0
                ? qc
-               : with_memory(ctx, shared ? qc : members_of(ctx, type(zk), ik), "mem_key");
-      vc = with_memory(ctx, members_of(ctx, in_memory ? as_f32(ctx, v) : v, ik), "mem_value");
+               : with_memory(ctx, shared ? qc : members_of(ctx, type(zk), ik), "mem_key", memory);
+      vc = with_memory(ctx, members_of(ctx, in_memory ? as_f32(ctx, v) : v, ik), "mem_value", memory);
     }
     const auto stage = ctx.stage("attend");
     MemberRangesArgs r;
@@ -434,8 +451,8 @@ class RoutingInstance final : public Instance {
       r.index_q = iq.reshape(rows), r.index_k = ik.reshape(rows);
       r.row_begin = ctx.allocate(DType::i32, rows), r.row_end = ctx.allocate(DType::i32, rows);
       r.weight = ctx.allocate(DType::f32, rows);
-      if (in_memory) r.bias = ctx.allocate(DType::f32, {r_.batch, lists, w, r_.memory + w});
-      r.tokens = r_.n, r.memory = r_.memory, r.causal = r_.causal;
+      if (in_memory) r.bias = ctx.allocate(DType::f32, {r_.batch, lists, w, columns});
+      r.tokens = r_.n, r.memory = memory, r.causal = r_.causal;
       member_ranges(ctx, r);
     }
     Tensor oc = ctx.allocate(qc.dtype(), {r_.batch, lists, w, r_.dim});
@@ -443,7 +460,7 @@ class RoutingInstance final : public Instance {
     if (in_memory) {
       if (self) {
         // Both biases together where both are.
-        const Tensor own = self_bias_.strided({r_.batch, lists, w, w}, {0, 0, w, 1});
+        const Tensor own = self_bias_.strided({r_.batch, lists, w, columns}, {0, 0, columns, 1});
         if (r.bias) {
           PointwiseArgs p;
           p.a = p.y = r.bias, p.b = own;
@@ -452,15 +469,15 @@ class RoutingInstance final : public Instance {
           r.bias = own;
         }
       }
-      unfused(ctx, kind, qc, kc, vc, oc, r.bias, r_.scale, r_.causal && shared, 0);
+      unfused(ctx, kind, qc, kc, vc, oc, r.bias, r_.scale, r_.causal && shared, memory);
     } else {
       AttentionArgs a;
       a.q = qc, a.k = kc, a.v = vc, a.o = oc, a.scale = r_.scale;
       BlockMask mask;
       if (ranged) mask.row_begin = r.row_begin, mask.row_end = r.row_end;
-      if (r_.causal && shared) mask.rule.causal = true, mask.rule.offset = r_.memory;
+      if (r_.causal && shared) mask.rule.causal = true, mask.rule.offset = memory;
       if (ranged || (r_.causal && shared)) a.mask = &mask;
-      if (self) a.bias.dense = self_bias_.strided({1, 1, w, r_.memory + w}, {0, 0, r_.memory + w, 1});
+      if (self) a.bias.dense = self_bias_.strided({1, 1, w, columns}, {0, 0, columns, 1});
       attention(ctx, a);
     }
     const auto scatter_stage = ctx.stage("scatter");
@@ -483,14 +500,47 @@ class RoutingInstance final : public Instance {
     transpose_copy(ctx, {as_dtype(ctx, mean), o});
   }
 
+  /// Tokens [B N, X D] as [B, X, N, D].
+  Tensor split(const Tensor& t) const {
+    return t.reshape({r_.batch, r_.n, t.dim(1) / r_.dim, r_.dim}).transpose(1, 2);
+  }
+  static Tensor project(Context& ctx, const Tensor& from, const Tensor& w, float alpha) {
+    GemmArgs g;
+    g.a = from, g.b = w, g.b_transposed = true, g.alpha = alpha;
+    g.c = ctx.allocate(from.dtype(), {from.dim(0), w.dim(0)});
+    gemm(ctx, g);
+    return g.c;
+  }
+  /// Queries and keys of the heads that route, in f32: what `normalise_routed` puts into zq_ and zk_. Shared
+  /// heads come first and have no keys.
+  void project_routed(Context& ctx, Tensor& q, Tensor& k) const {
+    if (r_.core) {
+      q = as_f32(ctx, input("q"));
+      if (!r_.shared) k = as_f32(ctx, input("k"));
+      return;
+    }
+    const int64_t d = r_.dim, routed = r_.hr + r_.hs, first = r_.shared ? r_.hr : 0;
+    const Tensor x = as_f32(ctx, input("x").reshape({r_.batch * r_.n, r_.channels}));
+    q = split(project(ctx, x, wq_, static_cast<float>(1.0 / std::sqrt(static_cast<double>(d)))));
+    if (first < routed) k = split(project(ctx, x, wk_.slice(0, first * d, routed * d), 1.0f));
+  }
+  void normalise_routed(Context& ctx, const Tensor& q, const Tensor& k) const {
+    normalise(ctx, q, zq_);
+    if (k) normalise(ctx, k, zk_.slice(1, r_.shared ? r_.hr : 0, r_.hr + r_.hs));
+  }
+  /// Centroids [heads, K, D] of heads first .. last - 1 from zq_ (and zk_).
+  Tensor find_centroids(Context& ctx, int64_t first, int64_t last, bool shared, const char* stream) const;
   void local_attention(Context& ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                        const Tensor& o) const;
+  std::shared_ptr<std::vector<int32_t>> host(const Tensor& t) const;
+  int64_t ranged_pairs(const Tensor& iq, const Tensor& ik, int64_t memory) const;
   /// Of the queries, then again of keys that are not the queries.
   void update_means(Context& ctx, const Tensor& zq, const Tensor& zk) const;
   void add_assigned(Context& ctx, const Tensor& z, bool first) const;
 
   Routing r_;
   DType dtype_;
+  bool ran_ = false;
   Backend* backend_;
   BlockPattern local_;
   BlockMask local_mask_;
@@ -508,7 +558,7 @@ void RoutingInstance::prepare(Context& ctx) {
     wq_ = as_f32(ctx, weight("Wq").slice(0, 0, routed * d));
     wk_ = as_f32(ctx, weight("Wk").slice(0, 0, routed * d));
   }
-  if (r_.hr > 0 && !r_.lsh) mu_ = as_f32(ctx, weight("mu"));
+  if (r_.hr > 0 && !r_.lsh && has_weight("mu")) mu_ = as_f32(ctx, weight("mu"));
   if (r_.hr > 0 && r_.lsh) {
     mu_ = zeros(ctx, {r_.hr, r_.clusters, d});  // scores that buckets replace, or equal ones
     if (r_.bits() > 0) projections_ = as_f32(ctx, weight("lsh_projections"));
@@ -518,13 +568,21 @@ void RoutingInstance::prepare(Context& ctx) {
         codes.push_back(c >> r_.bits() ? 0.0f : (c >> i & 1) ? 1.0f : -1.0f);
     codes_ = upload(ctx, {r_.clusters, r_.bits()}, codes);
   }
-  if (r_.hs > 0) mu_strided_ = as_f32(ctx, weight("mu_strided"));
-  const int64_t longest = std::max({r_.slots(), r_.padded, r_.batch});
+  if (r_.hs > 0 && has_weight("mu_strided")) mu_strided_ = as_f32(ctx, weight("mu_strided"));
+  const int64_t longest = std::max({r_.slots(), r_.padded, 2 * r_.batch * r_.n});
   ones_ = upload(ctx, {longest, 1}, std::vector<float>(static_cast<size_t>(longest), 1.0f));
   if (routed > 0) {
     zq_ = zeros(ctx, {r_.batch, routed, r_.padded, d});
     zk_ = zeros(ctx, {r_.batch, routed, r_.padded, d});
     if (r_.padded > r_.n) v_ = as_dtype(ctx, zeros(ctx, {r_.batch, routed, r_.padded, d}));
+    if ((r_.hr > 0 && !mu_) || (r_.hs > 0 && !mu_strided_)) {
+      Tensor q, k;
+      project_routed(ctx, q, k);
+      normalise_routed(ctx, q, k);
+      if (r_.hr > 0 && !mu_) mu_ = find_centroids(ctx, 0, r_.hr, r_.shared, "routing_transformer.mu");
+      if (r_.hs > 0 && !mu_strided_)
+        mu_strided_ = find_centroids(ctx, r_.hr, routed, false, "routing_transformer.mu_strided");
+    }
   }
   if (r_.mask_self) {
     const int64_t w = r_.window, columns = r_.memory + w;
@@ -563,49 +621,91 @@ void RoutingInstance::prepare(Context& ctx) {
   local_bias_ = upload(ctx, {blocks, b, columns}, bias);
 }
 
+Tensor RoutingInstance::find_centroids(Context& ctx, int64_t first, int64_t last, bool shared,
+                                       const char* stream) const {
+  const int64_t heads = last - first, b = r_.batch, n = r_.n, d = r_.dim, k = r_.clusters;
+  const int64_t sides = shared ? 1 : 2, rows = sides * b * n;
+  const auto f32 = DType::f32;
+  // Rows of a head side by side: of the queries and then of the keys, batch by batch.
+  const Tensor x = ctx.allocate(f32, {heads, sides, b, n, d});
+  for (int64_t side = 0; side < sides; ++side) {
+    const Tensor z = (side == 0 ? zq_ : zk_).slice(1, first, last).slice(2, 0, n);
+    transpose_copy(ctx, {z.transpose(0, 1), x.select(1, side)});
+  }
+  const Tensor all = x.reshape({1, heads, rows, d});
+  std::vector<int32_t> drawn;
+  std::vector<int64_t> order(static_cast<size_t>(rows));
+  std::vector<uint64_t> rank(order.size());
+  for (int64_t h = 0; h < heads; ++h) {
+    std::iota(order.begin(), order.end(), int64_t{0});
+    for (int64_t i = 0; i < rows; ++i)
+      rank[static_cast<size_t>(i)] =
+          random_bits(r_.seed, stream_of(stream), static_cast<uint64_t>(h * rows + i));
+    const auto taken = std::min(k, rows);
+    std::partial_sort(order.begin(), order.begin() + taken, order.end(), [&rank](int64_t p, int64_t q) {
+      return std::pair(rank[static_cast<size_t>(p)], p) < std::pair(rank[static_cast<size_t>(q)], q);
+    });
+    for (int64_t c = 0; c < k; ++c)
+      drawn.push_back(static_cast<int32_t>(order[static_cast<size_t>(c % taken)]));
+  }
+  const Tensor mu = ctx.allocate(f32, {heads, k, d});
+  gather_tokens(ctx, {all, upload(ctx, {1, heads, k}, drawn), mu.reshape({1, heads, k, d})});
+  const Tensor scores = ctx.allocate(f32, {heads, rows, k}),
+               nearest = ctx.allocate(DType::i32, {heads, rows}),
+               sums = ctx.allocate(f32, {1, heads, k, d + 1}), means = ctx.allocate(f32, {heads, k, d}),
+               centres = ctx.allocate(f32, {heads, k, d}), empty = ctx.allocate(f32, {heads, k, 1});
+  using Op = PointwiseArgs::Op;
+  for (int64_t step = 0; step < r_.lloyd; ++step) {
+    GemmArgs g;
+    g.a = all.reshape({heads, rows, d}), g.b = mu, g.b_transposed = true, g.c = scores;
+    gemm(ctx, g);
+    arg_max(ctx, scores, nearest);
+    ScatterTokensArgs s;
+    s.index = nearest.reshape({1, heads, rows});
+    s.x = all, s.y = sums.slice(3, 0, d);
+    scatter_tokens(ctx, s);
+    s.x = ones_.strided({1, heads, rows, 1}, {0, 0, 1, 1}), s.y = sums.slice(3, d, d + 1);
+    scatter_tokens(ctx, s);
+    // mu = normalised means, 0 for an empty cluster, + the old ones of empty clusters.
+    const Tensor each = sums.reshape({heads, k, d + 1});
+    divide_by_last(ctx, {each, means});
+    normalise_rows(ctx, means, centres);
+    PointwiseArgs p;
+    p.op = Op::clamp, p.a = each.slice(2, d, d + 1), p.y = empty, p.alpha = 0.0f, p.beta = 1.0f;
+    pointwise(ctx, p);
+    p.op = Op::affine, p.a = empty, p.alpha = -1.0f, p.beta = 1.0f;
+    pointwise(ctx, p);
+    pointwise(ctx, {Op::mul, mu, empty, mu});
+    pointwise(ctx, {Op::add, mu, centres, mu});
+  }
+  return mu;
+}
+
 void RoutingInstance::run(Context& ctx) {
   const int64_t n = r_.n, c = r_.channels, d = r_.dim, h = r_.heads, routed = r_.hr + r_.hs;
   const int64_t rows = r_.batch * n;
-  Tensor v, mixed, q_local, k_local;
+  Tensor v, mixed, q_local, k_local, q32, k32;
   if (r_.core) {
     const auto stage = ctx.stage("normalise");
-    normalise(ctx, as_f32(ctx, input("q")), zq_);
-    if (!r_.shared) normalise(ctx, as_f32(ctx, input("k")), zk_);
+    project_routed(ctx, q32, k32);
+    normalise_routed(ctx, q32, k32);
     v = input("v");
     mixed = out_;
   } else {
     const Tensor x = input("x").reshape({rows, c});
-    const auto split = [&](const Tensor& t) {
-      return t.reshape({r_.batch, n, t.dim(1) / d, d}).transpose(1, 2);
-    };
-    const auto project = [&](const Tensor& from, const Tensor& w, float alpha) {
-      const Tensor y = ctx.allocate(from.dtype(), {rows, w.dim(0)});
-      GemmArgs g;
-      g.a = from, g.b = w, g.b_transposed = true, g.c = y, g.alpha = alpha;
-      gemm(ctx, g);
-      return y;
-    };
-    Tensor q32, k32, values;
+    Tensor values;
     {
       const auto stage = ctx.stage("project");
-      if (routed > 0) {
-        const Tensor x32 = as_f32(ctx, x);
-        q32 = project(x32, wq_, static_cast<float>(1.0 / std::sqrt(static_cast<double>(d))));
-        // Shared heads come first and their keys are not used.
-        const int64_t first = r_.shared ? r_.hr : 0;
-        if (first < routed) k32 = project(x32, wk_.slice(0, first * d, routed * d), 1.0f);
-      }
-      values = project(x, weight("Wv"), 1.0f);
+      if (routed > 0) project_routed(ctx, q32, k32);
+      values = project(ctx, x, weight("Wv"), 1.0f);
       if (r_.hl > 0) {
-        q_local = split(project(x, weight("Wq").slice(0, routed * d, h * d), 1.0f));
-        k_local = split(project(x, weight("Wk").slice(0, routed * d, h * d), 1.0f));
+        q_local = split(project(ctx, x, weight("Wq").slice(0, routed * d, h * d), 1.0f));
+        k_local = split(project(ctx, x, weight("Wk").slice(0, routed * d, h * d), 1.0f));
       }
     }
     if (routed > 0) {
       const auto stage = ctx.stage("normalise");
-      normalise(ctx, split(q32), zq_);
-      const int64_t first = r_.shared ? r_.hr : 0;
-      if (first < routed) normalise(ctx, split(k32), zk_.slice(1, first, routed));
+      normalise_routed(ctx, q32, k32);
     }
     v = split(values);
     mixed = ctx.allocate(dtype_, {r_.batch, n, h, d}).transpose(1, 2);
@@ -655,6 +755,7 @@ void RoutingInstance::run(Context& ctx) {
     const auto stage = ctx.stage("local");
     local_attention(ctx, q_local, k_local, v.slice(1, routed, h), mixed.slice(1, routed, h));
   }
+  ran_ = true;
   if (r_.core) return;
   const auto stage = ctx.stage("out");
   Tensor heads = mixed.transpose(1, 2).reshape({rows * h, d});
@@ -806,7 +907,7 @@ TensorMap RoutingInstance::outputs() const {
 
 ClosedForm RoutingInstance::cost() const {
   const int64_t n = r_.n, np = r_.padded, c = r_.channels, d = r_.dim, w = r_.window, k = r_.clusters,
-                b = r_.batch, m = r_.memory, routed = r_.hr + r_.hs;
+                b = r_.batch, routed = r_.hr + r_.hs;
   ClosedForm f;
   // Operations of the card; moves and pointwise work are charged by what runs.
   f.data_dependent = true;
@@ -817,18 +918,22 @@ ClosedForm RoutingInstance::cost() const {
     x.matmul += 2 * b * n * c * (routed + keys + r_.heads + 2 * r_.hl) * d + 2 * b * n * c * c;
     if (r_.mix) x.matmul += 2 * b * n * r_.heads * d * d;
   }
-  const auto clusters = [&](int64_t heads, bool shared, const char* rk) {
+  const auto clusters = [&](int64_t heads, bool shared, const char* rk, int64_t m, const Tensor& iq,
+                            const Tensor& ik) {
     x.matmul += 2 * (shared ? 1 : 2) * b * heads * np * k * d;
     const bool in_memory = tables(rk);
-    const int64_t pairs =
+    int64_t pairs =
         b * heads * k * (r_.causal && shared && !in_memory ? w * (w + 1) / 2 + w * m : w * (w + m));
+    // Members that are padding, or keys behind their query: what the last run chose; before it, all.
+    if (ran_ && ranges(shared) && !in_memory) pairs = ranged_pairs(iq, ik, m);
     x.matmul += 4 * d * pairs;
     if (in_memory) x.matmul += 4 * b * heads * k * w * (2 * w - 1) * d;
     x.special += pairs;
     x.elementwise += 4 * pairs;
   };
-  if (r_.hr > 0) clusters(r_.hr, r_.shared, "rk");
-  if (r_.hs > 0) clusters(r_.hs, false, "rk_strided");
+  if (r_.hr > 0)
+    clusters(r_.hr, r_.shared, "rk", r_.memory, selected_q_, r_.shared ? selected_q_ : selected_k_);
+  if (r_.hs > 0) clusters(r_.hs, false, "rk_strided", 0, strided_q_, strided_k_);
   if (r_.lsh && r_.hr > 0) x.matmul += 2 * (r_.shared ? 1 : 2) * b * r_.hr * np * (d + k) * r_.bits();
   if (r_.hl > 0) {
     int64_t pairs = b * r_.hl * local_.visited_pairs();
@@ -852,19 +957,33 @@ ClosedForm RoutingInstance::cost() const {
   return f;
 }
 
+std::shared_ptr<std::vector<int32_t>> RoutingInstance::host(const Tensor& t) const {
+  backend_->synchronize();  // of what runs before the copy
+  auto v = std::make_shared<std::vector<int32_t>>(static_cast<size_t>(t ? t.numel() : 0));
+  if (!v->empty())
+    backend_->copy_bytes(v->data(), DeviceKind::cpu, t.raw(), t.device(), v->size() * sizeof(int32_t));
+  return v;
+}
+
+/// Pairs inside the clusters of the last run, by the ranges that member_ranges gives.
+int64_t RoutingInstance::ranged_pairs(const Tensor& iq, const Tensor& ik, int64_t memory) const {
+  const auto q = host(iq), k = host(ik);
+  const auto w = static_cast<std::ptrdiff_t>(r_.window);
+  int64_t pairs = 0;
+  for (auto query = q->begin(), key = k->begin(); query != q->end(); query += w, key += w) {
+    const auto real = std::lower_bound(key, key + w, static_cast<int32_t>(r_.n));
+    for (auto i = query; i != query + w; ++i)
+      pairs += memory + (r_.causal ? std::min(std::upper_bound(key, key + w, *i), real) : real) - key;
+  }
+  return pairs;
+}
+
 std::optional<PairSet> RoutingInstance::pairs() const {
-  const auto host = [this](const Tensor& t) {
-    auto v = std::make_shared<std::vector<int32_t>>(static_cast<size_t>(t ? t.numel() : 0));
-    if (!v->empty())
-      backend_->copy_bytes(v->data(), DeviceKind::cpu, t.raw(), t.device(), v->size() * sizeof(int32_t));
-    return v;
-  };
   PairSet set;
   set.batch = r_.batch;
   set.heads = r_.heads;
   set.queries = set.tokens = r_.n;
   set.same_for_all_batches = r_.hr + r_.hs == 0;
-  backend_->synchronize();  // of what runs before the copies
   set.row = [r = r_, local = local_, q = host(selected_q_), k = host(r_.shared ? selected_q_ : selected_k_),
              sq = host(strided_q_), sk = host(strided_k_)](int64_t b, int64_t h, int64_t i, Intervals& out) {
     if (h >= r.hr + r.hs) {
@@ -917,7 +1036,7 @@ bool RoutingInstance::rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, 
   }
   const bool strided = h >= r_.hr, shared = r_.shared && !strided;
   const Kind& kind = strided ? strided_kind_ : routing_;
-  const int64_t head = strided ? h - r_.hr : h, count = r_.memory + w;
+  const int64_t head = strided ? h - r_.hr : h, memories = strided ? 0 : r_.memory, count = memories + w;
   const Tensor zq = on_host(ctx, zq_.select(0, b).select(0, h)),
                zk = shared ? zq : on_host(ctx, zk_.select(0, b).select(0, h));
   const Tensor iq = on_host(ctx, (strided ? strided_q_ : selected_q_).select(0, b).select(0, head)),
@@ -925,7 +1044,7 @@ bool RoutingInstance::rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, 
                            : on_host(ctx, (strided ? strided_k_ : selected_k_).select(0, b).select(0, head));
   const Tensor relative = on_host(ctx, kind.rel_key);
   const Tensor memory =
-      r_.memory > 0 ? on_host(ctx, as_f32(ctx, weight("mem_key").select(0, head))) : Tensor();
+      memories > 0 ? on_host(ctx, as_f32(ctx, weight("mem_key").select(0, head))) : Tensor();
   const auto product = [d](const float* x, const float* y) {
     float sum = 0;
     for (int64_t c = 0; c < d; ++c) sum += x[c] * y[c];
@@ -942,10 +1061,10 @@ bool RoutingInstance::rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, 
       float most = -INFINITY, sum = 0;
       for (int64_t j = 0; j < count; ++j) {
         float& s = p[static_cast<size_t>(j)];
-        if (j < r_.memory) {
-          s = r_.scale * product(q, memory.data<float>() + (c * r_.memory + j) * d);
+        if (j < memories) {
+          s = r_.scale * product(q, memory.data<float>() + (c * memories + j) * d);
         } else {
-          const int64_t own = j - r_.memory, key = keys[own];
+          const int64_t own = j - memories, key = keys[own];
           s = -INFINITY;
           if (key >= n || (r_.causal && key > token)) continue;
           s = r_.scale * product(q, zk.data<float>() + key * d);
@@ -959,7 +1078,7 @@ bool RoutingInstance::rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, 
       times[static_cast<size_t>(token - q_begin)] += 1;
       float* row = out.data() + (token - q_begin) * n;
       for (int64_t j = 0; j < w; ++j)
-        if (keys[j] < n) row[keys[j]] += p[static_cast<size_t>(r_.memory + j)] / sum;
+        if (keys[j] < n) row[keys[j]] += p[static_cast<size_t>(memories + j)] / sum;
     }
   }
   for (int64_t i = 0; i < q_end - q_begin; ++i)
@@ -1032,18 +1151,11 @@ class RoutingTransformer final : public Method {
     r.reach = params.integer("max_relative_position");
     r.mask_self = params.boolean("mask_self");
     r.memory = params.integer("num_mem_kv");
-    if (r.relative && r.memory > 0)
-      throw Unsupported(
-          "routing_transformer: num_mem_kv with relative tables, which no published code has together");
-    if (r.memory > 0 && r.hs > 0)
-      throw Unsupported("routing_transformer: num_mem_kv with strided-cluster heads, which have no memory");
     r.eps = static_cast<float>(params.number("scatter_eps"));
     r.mix = params.boolean("head_mix");
     if (r.mix && r.core)
       throw Unsupported("routing_transformer: head_mix belongs to the layer, not to the attention alone");
-    if (params.integer("kmeans_init_iters") > 0)
-      throw Unsupported("routing_transformer: kmeans_init_iters " + params.value("kmeans_init_iters").str() +
-                        ": centroids are used as they are given");
+    r.lloyd = params.integer("kmeans_init_iters"), r.seed = problem.seed;
     r.update = params.boolean("update_means") && r.hr > 0;
     if (r.update && r.lsh)
       throw Unsupported("routing_transformer: update_means with route lsh, which has no centroids");

@@ -4,7 +4,9 @@
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <optional>
 
+#include "inputs/inputs.hpp"
 #include "reference/reference.hpp"
 
 namespace attnbench {
@@ -59,23 +61,25 @@ struct Tables {
   }
 };
 
-/// One softmax row over keys k, v with relative terms by `difference(j)`; false when none is visible.
+/// One softmax row over keys k, v with relative terms by `difference(j)` (nothing: none); false when none is
+/// visible.
 bool attend(const std::vector<double>& q, const Rows& k, const Rows& v, const std::vector<char>& visible,
-            double scale, const Tables& tables, const std::function<int64_t(size_t)>& difference,
-            const std::vector<double>& extra, std::vector<double>& out) {
+            double scale, const Tables& tables,
+            const std::function<std::optional<int64_t>(size_t)>& difference, const std::vector<double>& extra,
+            std::vector<double>& out) {
   std::vector<double> p(k.size(), 0);
   for (size_t j = 0; j < k.size(); ++j) {
     if (!visible[j]) continue;
     p[j] = scale * dot(q, k[j]) + extra[j];
-    if (tables.key) p[j] += dot(q, tables.at(*tables.key, difference(j)));
+    if (const auto t = difference(j); tables.key && t) p[j] += dot(q, tables.at(*tables.key, *t));
   }
   out.assign(q.size(), 0);
   if (!ref::softmax_row(p, visible)) return false;
   for (size_t j = 0; j < k.size(); ++j) {
     if (!visible[j]) continue;
     std::vector<double> value = v[j];
-    if (tables.value) {
-      const std::vector<double> r = tables.at(*tables.value, difference(j));
+    if (const auto t = difference(j); tables.value && t) {
+      const std::vector<double> r = tables.at(*tables.value, *t);
       for (size_t c = 0; c < value.size(); ++c) value[c] += r[c];
     }
     for (size_t c = 0; c < value.size(); ++c) out[c] += p[j] * value[c];
@@ -93,6 +97,38 @@ std::vector<int64_t> top(const std::vector<double>& scores, int64_t w) {
   order.resize(static_cast<size_t>(w));
   std::sort(order.begin(), order.end());
   return order;
+}
+
+/// K rows of x drawn by the seed, moved `steps` times to the normalised mean of the rows nearest to them.
+Rows lloyd(const Rows& x, int64_t k, int64_t steps, const std::string& how, uint64_t seed, const char* stream,
+           int64_t head) {
+  const auto rows = static_cast<int64_t>(x.size());
+  std::vector<std::pair<uint64_t, int64_t>> rank;
+  for (int64_t i = 0; i < rows; ++i)
+    rank.emplace_back(random_bits(seed, stream_of(stream), static_cast<uint64_t>(head * rows + i)), i);
+  std::sort(rank.begin(), rank.end());
+  Rows mu;
+  for (int64_t c = 0; c < k; ++c)
+    mu.push_back(x[static_cast<size_t>(rank[static_cast<size_t>(c % rows)].second)]);
+  for (int64_t step = 0; step < steps; ++step) {
+    Rows sum(mu.size(), std::vector<double>(x[0].size(), 0));
+    std::vector<double> count(mu.size(), 0);
+    for (const auto& row : x) {
+      size_t nearest = 0;
+      for (size_t c = 1; c < mu.size(); ++c)
+        if (dot(row, mu[c]) > dot(row, mu[nearest])) nearest = c;
+      count[nearest] += 1;
+      for (size_t e = 0; e < row.size(); ++e) sum[nearest][e] += row[e];
+    }
+    for (size_t c = 0; c < mu.size(); ++c) {
+      if (count[c] == 0) continue;
+      Rows mean{sum[c]};
+      for (double& e : mean[0]) e /= count[c];
+      normalise(mean, how);
+      mu[c] = mean[0];
+    }
+  }
+  return mu;
 }
 
 RefMap routing_transformer_reference(const Problem& problem, const Params& params, const RefMap& inputs,
@@ -136,6 +172,27 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
   RefTensor mixed({batch, n, heads, d});
   RefTensor chosen_q({batch, hr, K, w}), chosen_k({batch, hr, K, w}), strided_q({batch, hs, K, w}),
       strided_k({batch, hs, K, w});
+  // Centroids: as given, or found among the rows of the input.
+  const auto centroids = [&](const char* name, const char* stream, int64_t from, int64_t count, bool alone) {
+    if (count == 0 || weights.contains(name)) return count == 0 ? RefTensor() : weights.at(name);
+    RefTensor mu({count, K, d});
+    for (int64_t h = 0; h < count; ++h) {
+      Rows all;
+      for (int side = 0; side < (alone ? 1 : 2); ++side)
+        for (int64_t b = 0; b < batch; ++b) {
+          Rows rows = head_of(side == 0 ? q : k, b, from + h, heads, !core, side == 0 && !core ? root : 1);
+          normalise(rows, how);
+          all.insert(all.end(), rows.begin(), rows.end());
+        }
+      const Rows found = lloyd(all, K, params.integer("kmeans_init_iters"), how, problem.seed, stream, h);
+      for (int64_t c = 0; c < K; ++c)
+        for (int64_t e = 0; e < d; ++e)
+          mu[(h * K + c) * d + e] = found[static_cast<size_t>(c)][static_cast<size_t>(e)];
+    }
+    return mu;
+  };
+  const RefTensor mu = centroids("mu", "routing_transformer.mu", 0, lsh ? 0 : hr, shared),
+                  mu_strided = centroids("mu_strided", "routing_transformer.mu_strided", hr, hs, false);
   const bool update = params.boolean("update_means") && hr > 0;
   // Of the queries, then of keys of their own.
   std::array<RefTensor, 2> counts{RefTensor({hr, K}), RefTensor({hr, K})},
@@ -159,7 +216,7 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
           std::vector<double> o;
           attend(
               qh[static_cast<size_t>(i)], kh, vh, visible, 1, t,
-              [i](size_t j) { return static_cast<int64_t>(j) - i; },
+              [i](size_t j) { return std::optional<int64_t>(static_cast<int64_t>(j) - i); },
               std::vector<double>(static_cast<size_t>(n), 0), o);
           for (int64_t c = 0; c < d; ++c)
             mixed[((b * n + i) * heads + h) * d + c] = o[static_cast<size_t>(c)];
@@ -182,9 +239,9 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
         std::vector<double> s;
         for (const auto& row : z) {
           if (strided) {
-            s.push_back(dot(row, row_of(weights.at("mu_strided"), g * K + c)));
+            s.push_back(dot(row, row_of(mu_strided, g * K + c)));
           } else if (!lsh) {
-            s.push_back(dot(row, row_of(weights.at("mu"), g * K + c)));
+            s.push_back(dot(row, row_of(mu, g * K + c)));
           } else {
             int64_t bits = 0, bucket = 0;
             while ((int64_t{2} << bits) <= K) ++bits;
@@ -219,7 +276,8 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
           out_k[at] = static_cast<double>(ik[static_cast<size_t>(i)]);
         }
         Rows keys, values;
-        for (int64_t i = 0; i < memory; ++i) {
+        const int64_t slots = strided ? 0 : memory;
+        for (int64_t i = 0; i < slots; ++i) {
           keys.push_back(row_of(weights.at("mem_key"), (g * K + c) * memory + i));
           values.push_back(row_of(weights.at("mem_value"), (g * K + c) * memory + i));
         }
@@ -234,13 +292,18 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
           std::vector<double> extra(keys.size(), 0);
           for (int64_t j = 0; j < w; ++j) {
             const int64_t key = ik[static_cast<size_t>(j)];
-            visible[static_cast<size_t>(memory + j)] = key < n && (!causal || key <= token);
-            if (mask_self && same && i == j) extra[static_cast<size_t>(memory + j)] = -5e4;
+            visible[static_cast<size_t>(slots + j)] = key < n && (!causal || key <= token);
+            if (mask_self && same && i == j) extra[static_cast<size_t>(slots + j)] = -5e4;
           }
           std::vector<double> o;
           if (!attend(
                   zq[static_cast<size_t>(token)], keys, values, visible, scale, t,
-                  [&](size_t j) { return static_cast<int64_t>(j) - memory - i; }, extra, o))
+                  [&](size_t j) -> std::optional<int64_t> {
+                    const int64_t rank = static_cast<int64_t>(j) - slots;
+                    if (rank < 0) return std::nullopt;  // memory has no rank
+                    return rank - i;
+                  },
+                  extra, o))
             continue;
           times[static_cast<size_t>(token)] += 1;
           for (int64_t x = 0; x < d; ++x)
@@ -262,12 +325,12 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
           int64_t nearest = 0;
           double best = -INFINITY;
           for (int64_t c = 0; c < K; ++c) {
-            const double s = dot(row, row_of(weights.at("mu"), g * K + c));
+            const double s = dot(row, row_of(mu, g * K + c));
             if (s > best) best = s, nearest = c;
           }
-          const std::vector<double> mu = row_of(weights.at("mu"), g * K + nearest);
+          const std::vector<double> own = row_of(mu, g * K + nearest);
           for (int64_t x = 0; x < d; ++x)
-            loss += (shared ? 2 : 1) * std::pow(row[static_cast<size_t>(x)] - mu[static_cast<size_t>(x)], 2);
+            loss += (shared ? 2 : 1) * std::pow(row[static_cast<size_t>(x)] - own[static_cast<size_t>(x)], 2);
           if (i >= n) continue;
           counts[side][g * K + nearest] += 1;
           for (int64_t x = 0; x < d; ++x)
@@ -296,7 +359,7 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
   if (hs > 0) out["selected_strided_q"] = strided_q, out["selected_strided_k"] = strided_k;
   if (!update) return out;
   const double decay = params.number("ema_decay"), e = 1e-5;
-  RefTensor mu({hr, K, d}), count = weights.at("ema_count"), means = weights.at("ema_means");
+  RefTensor mu_new({hr, K, d}), count = weights.at("ema_count"), means = weights.at("ema_means");
   for (size_t side = 0; side < (shared ? 1u : 2u); ++side) {
     for (int64_t i = 0; i < count.numel(); ++i) count[i] = decay * count[i] + (1 - decay) * counts[side][i];
     for (int64_t i = 0; i < means.numel(); ++i) means[i] = decay * means[i] + (1 - decay) * sums[side][i];
@@ -306,12 +369,12 @@ RefMap routing_transformer_reference(const Problem& problem, const Params& param
     for (int64_t c = 0; c < K; ++c) total += count[h * K + c];
     for (int64_t c = 0; c < K; ++c) {
       const double smooth = (count[h * K + c] + e) / (total + static_cast<double>(K) * e) * total;
-      for (int64_t x = 0; x < d; ++x) mu[(h * K + c) * d + x] = means[(h * K + c) * d + x] / smooth;
+      for (int64_t x = 0; x < d; ++x) mu_new[(h * K + c) * d + x] = means[(h * K + c) * d + x] / smooth;
     }
   }
   RefTensor aux({1});
   aux[0] = params.number("commitment") * loss / static_cast<double>(batch * hr * padded * d);
-  out["mu_new"] = mu, out["ema_count_new"] = count, out["ema_means_new"] = means, out["aux_loss"] = aux;
+  out["mu_new"] = mu_new, out["ema_count_new"] = count, out["ema_means_new"] = means, out["aux_loss"] = aux;
   return out;
 }
 ATTNBENCH_REFERENCE(routing_transformer, routing_transformer_reference);
