@@ -9,12 +9,12 @@ namespace attnbench {
 /// to a multiprocessor.
 inline constexpr int kRowValues = 32;
 
-/// Row of n elements read by kGroup threads in packs of N (which divides n). pass(f) calls f(values, column)
-/// for every pack of this thread, f may change the values that are kept.
-template <class T, int N, int kGroup>
+/// Row of n elements read by kGroup threads in packs of N (which divides n), kValues of each thread's kept.
+/// pass(f) calls f(values, column) for every pack of this thread, f may change the values that are kept.
+template <class T, int N, int kGroup, int kValues = kRowValues>
 class CachedRow {
  public:
-  static constexpr int kTiles = kRowValues / N;
+  static constexpr int kTiles = kValues / N;
 
   __device__ CachedRow(const T* x, int64_t n) : x_(x), n_(n) {
     column_ = static_cast<int64_t>(threadIdx.x % kGroup) * N;
