@@ -61,6 +61,15 @@ TEST_CASE("CUDA transpose_copy moves every element for every size of element and
   check_copy(s, permuted(source({2, 3, 4, 50, 7}), {3, 0, 2, 1, 4}), s.poisoned(type, {50, 2, 4, 3, 7}));
   check_copy(s, permuted(source({3, 70, 130}), {0, 2, 1}), s.poisoned(type, {3, 130, 70}));
   check_copy(s, permuted(source({65, 257}), {1, 0}), s.poisoned(type, {257, 65}));
+  // Both sides in packs of 16 bytes: whole squares, parts of squares, an axis between, views on either side.
+  check_copy(s, permuted(source({3, 128, 192}), {0, 2, 1}), s.poisoned(type, {3, 192, 128}));
+  check_copy(s, permuted(source({2, 200, 3, 88}), {2, 3, 0, 1}), s.poisoned(type, {3, 88, 2, 200}));
+  check_copy(s, permuted(source({16, 1040}), {1, 0}), s.poisoned(type, {1040, 16}));
+  const auto columns = [](const Tensor& t) { return t.slice(1, 16, 96); };
+  check_copy(s, permuted(source({72, 112}).view(columns), {1, 0}),
+             s.poisoned(type, {80, 112}).view([](const Tensor& t) { return t.slice(1, 32, 104); }));
+  check_copy(s, permuted(source({72, 112}).view([](const Tensor& t) { return t.slice(1, 17, 97); }), {1, 0}),
+             s.poisoned(type, {80, 72}));
   check_copy(s, permuted(source({4, 999, 3}), {0, 2, 1}), s.poisoned(type, {4, 3, 999}));
   check_copy(s, permuted(source({5, 6, 7, 8}), {3, 2, 1, 0}), s.poisoned(type, {8, 7, 6, 5}));
   check_copy(s, permuted(source({2, 3, 2, 3, 2, 3, 2, 3}), {7, 5, 3, 1, 6, 4, 2, 0}),
