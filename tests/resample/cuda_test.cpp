@@ -12,7 +12,8 @@ TEST_CASE("CUDA resize_bicubic agrees with the CPU: up, down, odd ratios, single
   Sides s(*gpu, 801);
   for (const auto& c : {Shape{2, 3, 16, 24, 8, 12}, Shape{1, 2, 7, 5, 21, 20}, Shape{3, 1, 33, 17, 10, 40},
                         Shape{1, 1, 1, 1, 4, 5}, Shape{1, 1, 2, 3, 1, 1}, Shape{1, 2, 40, 9, 93, 33},
-                        Shape{2, 1, 100, 8, 9, 8}, Shape{2, 3, 64, 64, 64, 64}})
+                        Shape{2, 1, 100, 8, 9, 8}, Shape{2, 3, 64, 64, 64, 64}, Shape{2, 2, 70, 75, 140, 150},
+                        Shape{1, 2, 140, 200, 35, 100}, Shape{300, 3, 16, 40, 48, 20}})
     for (bool clamp : {false, true}) {
       const Twin x = s.random(type, {c[0], c[1], c[2], c[3]}, -0.5, 1.5);
       const Twin y = s.poisoned(type, {c[0], c[1], c[4], c[5]});
