@@ -3,6 +3,7 @@
 #include <Eigen/Eigenvalues>
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <optional>
 
 #include "inputs/inputs.hpp"
@@ -15,6 +16,7 @@
 #include "kernels/norm/norm.hpp"
 #include "kernels/pool/pool.hpp"
 #include "kernels/select/select.hpp"
+#include "methods/attention_rows.hpp"
 #include "methods/vision_layer.hpp"
 
 namespace attnbench {
@@ -236,6 +238,58 @@ class OatInstance final : public Instance {
     return {{"logits", kept(logits_)}, {"scanpath", kept(path_)}};
   }
 
+  /// Of the object attention, the output: each decoder token depends on every source token.
+  std::optional<PairSet> pairs() const override {
+    PairSet set;
+    set.batch = s_.batch, set.queries = logits_.dim(1), set.tokens = s_.source();
+    set.row = [n = s_.source()](int64_t, int64_t, int64_t, Intervals& out) { out = {{0, n}}; };
+    return set;
+  }
+  /// The distribution over classes at every step: objects, END, padding.
+  int64_t keys(int64_t) const override { return s_.classes(); }
+  bool rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
+            std::vector<float>& out) override {
+    if (h != 0) return false;
+    const Tensor logits = on_host(ctx, logits_);
+    const auto n = static_cast<size_t>(s_.classes());
+    out.resize(static_cast<size_t>(q_end - q_begin) * n);
+    const char* from = static_cast<const char*>(logits.raw()) +
+                       (b * logits_.dim(1) + q_begin) * s_.classes() * static_cast<int64_t>(size_of(type_));
+    convert(from, type_, out.data(), DType::f32, static_cast<int64_t>(out.size()));
+    for (auto row = out.begin(); row != out.end(); row += static_cast<std::ptrdiff_t>(n)) {
+      const auto end = row + static_cast<std::ptrdiff_t>(n);
+      const float most = *std::max_element(row, end);
+      float sum = 0;
+      for (auto x = row; x != end; ++x) sum += * x = std::exp(*x - most);
+      for (auto x = row; x != end; ++x) *x /= sum;
+    }
+    return true;
+  }
+
+  /// Teacher forced: encoder_attention, self_attention and cross_attention [layers, B, h, .., ..] of a run,
+  /// and position_code, the table Q.
+  Tensor extra_output(Context& ctx, const std::string& name) override {
+    if (name == "position_code") return w("Q");
+    if (s_.decode != Decode::teacher) return {};
+    const bool encoder = name == "encoder_attention", self = name == "self_attention";
+    if (!encoder && !self && name != "cross_attention") return {};
+    const int64_t layers = encoder ? s_.encoders : s_.decoders, n = encoder ? s_.source() : s_.length,
+                  m = self ? s_.length : s_.source();
+    if (layers == 0) return {};
+    std::vector<float> all, one;
+    watch_ = [&](const std::string& at, const AttentionArgs& a) {
+      if (at.starts_with("encoder.") != encoder || at.ends_with("self_attn.") != (encoder || self)) return;
+      for (int64_t b = 0; b < s_.batch; ++b)
+        for (int64_t h = 0; h < s_.heads; ++h) {
+          attention_rows(ctx, a, b, h, 0, n, one);
+          all.insert(all.end(), one.begin(), one.end());
+        }
+    };
+    run(ctx);
+    watch_ = {};
+    return upload(ctx, {layers, s_.batch, s_.heads, n, m}, all);
+  }
+
   ClosedForm cost() const override {
     ClosedForm f;
     const int64_t d = s_.d, ls = s_.source(), g = s_.object_heads;
@@ -401,6 +455,7 @@ class OatInstance final : public Instance {
     a.scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(s_.d / s_.heads)));
     if (causal || key_valid) a.mask = &mask;
     attention(ctx, a);
+    if (watch_) watch_(at, a);
     add_norm(ctx, norm, x, dense(ctx, at + "out_proj", o, 0, s_.d));
   }
   void feed(Context& ctx, const std::string& at, const std::string& norm, const Tensor& x) const {
@@ -640,6 +695,7 @@ class OatInstance final : public Instance {
   Tensor logits_, path_, source_valid_, target_valid_, time_, zeros_, noise_, next_;
   std::array<Tensor, 3> source_index_, target_index_, class_index_;
   TensorMap weights_wide_;  ///< weights in the type of the arithmetic
+  std::function<void(const std::string& at, const AttentionArgs& a)> watch_;  ///< of calls, for analyses
   bool ran_ = false;
 };
 
@@ -845,6 +901,10 @@ class Oat final : public Method {
         "The default table is the closed form, whose rows have the exact cosines; it needs as many columns "
         "as rows.",
         "with_cnn is a case of its own: problem kind image, L = rows * cols + 1 crops.",
+        "Rows and pairs of analyses are those of the object attention: its weights are the output. The other "
+        "attentions are extra outputs: encoder_attention, self_attention, cross_attention "
+        "[layers, B, h, .., ..]; "
+        "position_code is the table. The analysis `scanpath` reads them.",
         "Biases start as 0, matrices by Xavier's uniform rule."};
     m.example.kind = ProblemKind::sequence;
     m.example.batch = 2;

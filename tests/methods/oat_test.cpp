@@ -1,4 +1,5 @@
 // oat: reference, closed form, the card's degenerate cases; scans with and without their cache; the crop CNN.
+#include "analysis/analysis.hpp"
 #include "measure/verify.hpp"
 #include "tests/device/mock_device.hpp"
 #include "tests/methods/method_check.hpp"
@@ -74,6 +75,69 @@ TEST_CASE("greedy and sampled scans equal the reference's, with and without cach
     Trial t = strong(p, small({{"decode", decode}, {"kv_cache", cache}, {"scan_len", 7}, {"seed", seed}}));
     check_trial(t, 1);
   }
+}
+
+namespace {
+
+AnalysisResult analysed(const char* id, Trial& t) {
+  const Analysis& a = find_analysis(id);
+  return a.compute(*t.ctx, *t.instance, t.problem, resolve_params(id, a.info().params, {}, t.problem));
+}
+
+}  // namespace
+
+TEST_CASE("oat's rows are the distributions over classes; its pairs are all") {
+  Trial t = strong(scan_problem(2, 24, 4, 5), small());
+  t.run();
+  const RefTensor logits = t.output("logits");
+  std::vector<float> rows;
+  for (int64_t b = 0; b < 2; ++b) {
+    REQUIRE(t.instance->rows(*t.ctx, b, 0, 1, 5, rows));
+    REQUIRE(rows.size() == 4 * 8);
+    for (int64_t i = 0; i < 4; ++i) {
+      double sum = 0;
+      for (int64_t c = 0; c < 8; ++c) sum += std::exp(logits[(b * 5 + i + 1) * 8 + c]);
+      for (int64_t c = 0; c < 8; ++c)
+        CHECK(static_cast<double>(rows[static_cast<size_t>(i * 8 + c)]) ==
+              Approx(std::exp(logits[(b * 5 + i + 1) * 8 + c]) / sum).epsilon(1e-5));
+    }
+  }
+  CHECK(analysed("density", t).scalars.at("density") == 1);
+  CHECK(analysed("entropy", t).scalars.at("rows") == 10);
+}
+
+TEST_CASE("scanpath: uniform attention has the entropy of its classes; codes are Gaussian") {
+  Trial t = strong(scan_problem(2, 24, 4, 5), small());
+  // No keys anywhere: every softmax is over equal scores.
+  TensorMap none;
+  for (const auto& [name, w] : t.instance->weights())
+    if (name.find("in_proj") != std::string::npos || name.starts_with("object."))
+      none[name] = host_tensor(*t.ctx, w.shape(), std::vector<double>(static_cast<size_t>(w.numel()), 0.0));
+  rebind(t, {}, none);
+  t.run();
+  const AnalysisResult r = analysed("scanpath", t);
+  CHECK(r.scalars.at("object_entropy") == Approx(std::log(8.0)));
+  CHECK(r.scalars.at("object_entropy_share") == Approx(1));
+  for (const char* name : {"encoder_attention_entropy", "cross_attention_entropy"}) {
+    REQUIRE(r.series.at(name).size() == 2);
+    for (const double h : r.series.at(name)) CHECK(h == Approx(std::log(7.0)));
+  }
+  double causal = 0;  // step t sees t + 1 tokens
+  for (int i = 1; i <= 5; ++i) causal += std::log(static_cast<double>(i)) / 5;
+  for (const double h : r.series.at("self_attention_entropy")) CHECK(h == Approx(causal));
+  CHECK(r.scalars.at("code_error") < 1e-6);
+  CHECK(r.scalars.at("code_norm_max") == Approx(8.76));
+  CHECK(r.series.at("code_cosine")[0] == Approx(0.8825).margin(1e-4));
+  // Objects of a 2 x 3 display with an eighth of the weight each, from a fixation at row 1, column 1 (BOS).
+  const double first = (std::sqrt(2.0) + 1 + std::sqrt(2.0) + 1 + 0 + 1) / 8;
+  CHECK(r.series.at("distance")[0] == Approx(first));
+  // Of a scan the last fixation is the model's own.
+  Trial scan = strong(scan_problem(2, 24, 4, 1), small({{"decode", "greedy"}, {"scan_len", 4}}));
+  scan.run();
+  CHECK_FALSE(analysed("scanpath", scan).scalars.contains("distance"));
+  Trial other = make_trial("dense", heads_problem(1, 2, 2, 8, 8, 4, false));
+  other.run();
+  CHECK_THROWS_AS(analysed("scanpath", other), Unsupported);
 }
 
 TEST_CASE("a scan stops at END, which its first step cannot choose; ties go to the lowest object") {
