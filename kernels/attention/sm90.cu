@@ -1,48 +1,18 @@
 // Which attention calls the Hopper kernels take, and their tensor maps.
-#include <cudaTypedefs.h>
-
 #include <algorithm>
 #include <cstdlib>
 
 #include "kernels/attention/rows.cuh"
 #include "kernels/attention/sm90.cuh"
+#include "kernels/core/tensor_map.cuh"
 
 namespace attnbench::cuda_attention {
 namespace {
 
-/// The driver's encoder, found at run time so that the module needs no link to the driver.
-PFN_cuTensorMapEncodeTiled_v12000 map_encoder() {
-  static const auto encoder = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault,
-                                         &found) != cudaSuccess ||
-        found != cudaDriverEntryPointSuccess)
-      entry = nullptr;
-    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
-  }();
-  return encoder;
-}
-
-/// Boxes of 64 x 64 elements of [B, H, rows, D]; false when the layout has no map.
+/// Boxes of 64 x 64 elements of [B, H, rows, D].
 bool make_map(CUtensorMap& map, const Tensor& t) {
-  if (reinterpret_cast<uintptr_t>(t.raw()) % 16 != 0) return false;
-  cuuint64_t sizes[4], strides[3];
-  sizes[0] = static_cast<cuuint64_t>(t.dim(3));
-  for (int axis = 2; axis >= 0; --axis) {
-    const int64_t size = t.dim(axis), step = t.stride(axis) * static_cast<int64_t>(size_of(t.dtype()));
-    if (size > UINT32_MAX) return false;
-    sizes[3 - axis] = static_cast<cuuint64_t>(size);
-    // An axis of one is never stepped along; maps want a stride all the same.
-    strides[2 - axis] = size == 1 ? 16 : static_cast<cuuint64_t>(step);
-    if (size > 1 && (step <= 0 || step % 16 != 0 || step >= int64_t{1} << 40)) return false;
-  }
-  const cuuint32_t box[4] = {64, 64, 1, 1}, steps[4] = {1, 1, 1, 1};
-  return map_encoder()(
-             &map,
-             t.dtype() == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 4,
-             t.raw(), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+  constexpr int kBox[] = {1, 1, 64, 64};
+  return make_tensor_map(map, t, kBox);
 }
 
 bool rows_of_16_bytes(const Tensor& t) {
@@ -73,7 +43,7 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   if (p.n < 64 || p.m < 1) return no("too few rows for a tile");
   if (p.n >= INT32_MAX / 2 || p.m >= INT32_MAX / 2) return no("more rows than 32 bits hold");
   if (a.split_keys > 1) return no("the keys are to be split");
-  if (!rows_of_16_bytes(a.o) || !map_encoder()) return no("rows of o are not aligned to 16 bytes");
+  if (!rows_of_16_bytes(a.o) || !tensor_maps_available()) return no("rows of o are not aligned to 16 bytes");
 
   if (p.has_lists && p.block_k % 64 != 0) return no("key blocks are not multiples of 64");
   if (p.has_lists && p.block_q % 64 != 0) return no("query blocks are not multiples of 64");
