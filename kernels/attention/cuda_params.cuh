@@ -174,7 +174,8 @@ __device__ inline void coordinates(const DeviceRule& r, int token, const int (&t
     if (a < r.rank) x[a] += token % tiles[a] * tile[a], token /= tiles[a];
 #pragma unroll
   for (int a = 2; a >= 0; --a)
-    if (a < r.rank) x[a] = x[a] * r.dilation[a] + token % r.dilation[a], token /= r.dilation[a];
+    if (a < r.rank && r.dilation[a] > 1)
+      x[a] = x[a] * r.dilation[a] + token % r.dilation[a], token /= r.dilation[a];
 }
 
 /// One axis of the neighbourhood around coordinate x, in dilation-group order: coordinate y stands at place
@@ -188,13 +189,16 @@ __device__ inline int axis_place(const DeviceRule& r, int a, int y) {
 }
 __device__ inline AxisRun axis_run(const DeviceRule& r, int a, int x) {
   const int w = r.window[a], d = r.dilation[a], s = r.stride[a];
-  const int g = x % d, at = x / d, size = (r.grid[a] - g + d - 1) / d;  // of the dilation group
+  // Divisions by what is mostly one are worth a branch that all threads take alike.
+  const int g = d == 1 ? 0 : x % d, at = d == 1 ? x : x / d;
+  const int size = d == 1 ? r.grid[a] : (r.grid[a] - g + d - 1) / d;  // of the dilation group
+  const int first = s == 1 ? at : at / s * s;
   int begin, end;
   if (r.causal_axis[a]) {
-    const int leader = min(at / s * s + s - 1, size - 1);
+    const int leader = min(first + s - 1, size - 1);
     begin = max(leader - w + 1, 0), end = at + 1;
   } else {
-    const int leader = min(at / s * s + s / 2, size - 1);
+    const int leader = min(first + s / 2, size - 1);
     begin = leader - w / 2;
     if (!r.cut_axis[a]) begin = min(begin, max(size - w, 0));
     end = min((r.cut_axis[a] ? begin : max(begin, 0)) + w, size), begin = max(begin, 0);

@@ -50,7 +50,8 @@ __device__ inline RowLimits row_limits(const Params& p, int64_t b, int head, int
         }
         const AxisRun run = axis_run(rule, a, at[a]);
         x.place[a] = run.low, x.length[a] = run.length;
-        if (a == 0 && rule.k_tile[0] == 0) {  // keys follow each other along the outermost axis
+        // Keys follow each other along the outermost axis.
+        if (a == 0 && (rule.k_tile[0] == 0 || (rule.rank == 1 && rule.dilation[0] == 1))) {
           int first, end;
           axis_hull(rule, 0, at[0], first, end);
           low = max(low, static_cast<int64_t>(first) * inner),
@@ -86,7 +87,7 @@ __device__ __forceinline__ float finish_row(const Params& p, int64_t b, int head
     sum = sum * share + extra;
     top = high;
   }
-  if (write) {
+  if (write && (p.lse.data || p.row_sums.data || p.row_max.data || p.row_entropy.data)) {
     const float lse = empty ? -INFINITY : (top + log2f(sum)) * kLn2;
     p.lse.put(b, head, token, lse);
     p.row_sums.put(b, head, token, lse);

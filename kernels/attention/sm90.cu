@@ -26,6 +26,21 @@ constexpr int64_t kSectionBytes = int64_t{24} << 20;
 // Below this share of the multiprocessors, splitting the keys (sm_80 kernel) beats whole rows.
 constexpr double kFilled = 0.4;
 
+// Weights of up to 2^8 are nothing to their types and sums.
+constexpr float kSlack = 8.0f;
+
+/// An undilated neighbourhood on one axis is a range of keys, in whatever tiles: they follow each other.
+bool is_line(const DeviceRule& rule) { return rule.rank == 1 && rule.dilation[0] == 1; }
+
+/// HopperPlan::tile_words of a neighbourhood.
+int words_of_tile(const DeviceRule& rule) {
+  if (rule.rank == 0 || rule.k_tile[0] == 0) return 0;
+  int64_t tokens = 1, thresholds = 0;
+  for (int a = 0; a < rule.rank; ++a) tokens *= rule.k_tile[a], thresholds += rule.k_tile[a] + 1;
+  const bool fits = tokens % 64 == 0 && tokens / 32 * thresholds <= kTileTable;
+  return fits ? static_cast<int>(tokens / 32) : 0;
+}
+
 }  // namespace
 
 bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Params& p, HopperPlan& plan,
@@ -61,17 +76,23 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
 
   const DeviceRule& rule = p.rule;
   const bool limits = p.row_begin.data || p.key_length || p.key_valid;
-  plan.general = rule.rank > 0 || rule.segment_q || rule.bitmap || p.key_valid;
+  const bool words = rule.segment_q || rule.bitmap || p.key_valid;
+  plan.simple = !words && (rule.rank == 0 || is_line(rule));
+  plan.monotone = plan.simple && rule.rank == 0 && !p.row_begin.data;
+  plan.general = !plan.simple;
+  plan.tile_words = words || is_line(rule) ? 0 : words_of_tile(rule);
+  plan.pure = !limits && !rule.causal && !rule.band && p.m % (p.has_lists ? p.block_k : keys) == 0;
   plan.ranges = plan.general || limits || rule.causal || rule.band || p.m % keys != 0;
   // A last block that reaches behind the keys has halves that are there in part, or not at all.
   plan.mask_full = limits || p.m % p.block_k != 0;
   plan.to_log2 = p.scale * kLog2e;
+  plan.slack = p.row_max.data ? 0.0f : kSlack;
   const int64_t key_bytes = std::max<int64_t>(1, p.m * (p.d + p.e) * 2);
   // Tiles of equal work follow each other within a head; uneven ones are taken heaviest first over a section.
   const bool uneven = plan.ranges || p.has_lists;
   const int64_t section = uneven ? std::max<int64_t>(1, kSectionBytes / key_bytes) * p.group : 1;
   plan.section = static_cast<int>(std::min(section, std::max<int64_t>(1, units)));
-  if (!make_map(plan.q, a.q) || !make_map(plan.k, a.k) || !make_map(plan.v, a.v))
+  if (!make_map(plan.q, a.q) || !make_map(plan.k, a.k) || !make_map(plan.v, a.v) || !make_map(plan.o, a.o))
     return no("strides or alignment have no tensor map");
   return true;
 }

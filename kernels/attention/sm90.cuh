@@ -6,9 +6,12 @@
 
 namespace attnbench::cuda_attention {
 
+/// 32-bit words of the tables of tile-major neighbourhoods.
+inline constexpr int kTileTable = 1024;
+
 /// Work of one launch: units (batch times head) times tiles of query rows, taken by persistent blocks.
 struct HopperPlan {
-  CUtensorMap q, k, v;     ///< [D, rows, H, B] in boxes of 64 x 64 (128-byte rows, swizzled)
+  CUtensorMap q, k, v, o;  ///< [D, rows, H, B] in boxes of 64 x 64 (128-byte rows, swizzled)
   int groups = 2;          ///< consumer warpgroups of 64 rows
   int tiles = 0;           ///< a unit
   int total = 0;           ///< units * tiles
@@ -16,8 +19,13 @@ struct HopperPlan {
   bool mask_full = false;  ///< full blocks too need words: ranges, padding or a ragged end of the keys
   bool general = false;    ///< the rule is more than ranges of keys: no tile without lists is whole
   bool ranges = false;     ///< rows differ in what they see, or the keys end inside a tile
-  float to_log2 = 1;       ///< from raw scores to log2 units
-  int* next = nullptr;     ///< ticket of the next tile, zero at the start; null: tiles go round robin
+  bool simple = false;     ///< every row sees ranges of keys: the consumers hide what lies outside
+  bool monotone = false;   ///< simple, and both ends of the ranges only grow from row to row
+  bool pure = false;       ///< nothing but a neighbourhood decides
+  int tile_words = 0;  ///< 32-bit words of a tile of keys whose neighbourhood the tile's tables tell; 0: none
+  float to_log2 = 1;   ///< from raw scores to log2 units
+  float slack = 0;     ///< log2 units that a row's maximum may lie above what its weights are relative to
+  int* next = nullptr;  ///< ticket of the next tile, zero at the start; null: tiles go round robin
 };
 
 /// Fills the plan; false, with the reason, when the call is not for these kernels.

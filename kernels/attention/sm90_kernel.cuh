@@ -5,13 +5,14 @@
 // A persistent block owns a tile of 64 query rows a consumer. Keys come in tiles of 64 or 128, cut in halves
 // of 64 that need not be neighbours, so that lists of 64-token blocks fill whole tiles. A consumer issues
 // S = Q K' of tile j + 1, then O += P V of tile j, and does the softmax of j + 1 while the second product
-// runs; two consumers take turns in issuing, so that one's products run under the other's exponentials. P
-// stays in registers.
+// runs; over the border of two query tiles too, where j + 1 is the first tile of the next rows. Two consumers
+// take turns in issuing, so that one's products run under the other's exponentials. P stays in registers.
 //
 // The producer's warps: one loads; one decides, a tile or two ahead, which tile comes next and what it
-// visits; two write masks. Key tiles that some row sees only in part come first, and for them those two write
-// 32-bit words of visible columns into shared memory, ahead of the consumers, who read their rows' words and
-// never meet a rule. All other key tiles are processed by a loop without mask code.
+// visits, and sends finished rows to memory; two make masks. Key tiles that some row sees only in part come
+// first. Where rows see ranges of keys, the mask warps leave each row's range in shared memory and the
+// consumers hide what lies outside; other rules they turn into 32-bit words of visible columns, ahead of the
+// consumers, who never meet a rule. All other key tiles are processed by a loop without mask code.
 #pragma once
 #include <algorithm>
 
@@ -68,8 +69,25 @@ struct Walk {
   bool empty = false;  ///< nothing at all: one masked step of absent keys keeps the consumers' loop simple
 };
 
+enum HalfKind : int { kAbsent, kUnderRule, kFull };
+struct Half {
+  int slot = 0;
+  HalfKind kind = kAbsent;
+};
+
+/// Keys a row sees: [low, high) and [row_low, sink_high) of halves under the rule, [row_low, row_high) of
+/// full ones.
+struct alignas(16) RowRange {
+  int low, high, row_low, sink_high, row_high;
+};
+
 // Thresholds of a neighbourhood axis that a word's table holds; wider spans are voted on row by row.
 constexpr int kSpan = 64;
+template <int Words>
+struct Places {
+  uint32_t below[3][Words][kSpan + 2];  ///< columns whose place is less than first + index
+  int first[3][Words], span[3][Words];
+};
 
 template <int Dim, int Groups>
 struct HopperShared {
@@ -79,11 +97,16 @@ struct HopperShared {
   alignas(1024) uint8_t v[kStages][C::kKeyBytes];
   alignas(16) uint32_t words[kStages][C::kRows][C::kWords];
   RowLimits rows[C::kRows];
-  uint32_t below[3][C::kWords][kSpan + 2];  ///< columns whose place is less than first + index
-  int first[3][C::kWords], span[3][C::kWords];
+  RowRange ranges[kWalks][C::kRows];
+  union {
+    Places<C::kWords> places;
+    alignas(8) uint32_t tile_below[kTileTable];
+  };
   Walk walk[kWalks];
-  uint64_t walk_full[kWalks], walk_empty[kWalks];
-  uint64_t q_full[C::kQBuffers], q_empty[C::kQBuffers];
+  int partial_head[kWalks][32], full_head[kWalks][32];  ///< the first entries of a walk's lists
+  Half halves[kStages][C::kHalves];                     ///< what the stage's keys are
+  uint64_t walk_full[kWalks], walk_empty[kWalks], ranges_full[kWalks];
+  uint64_t q_full[C::kQBuffers], q_empty[C::kQBuffers], o_full[C::kQBuffers];
   uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
   uint64_t words_full[kStages], words_empty[kStages];
 };
@@ -98,29 +121,39 @@ struct Ring {
   }
 };
 
-/// One warp's view of a list: 32 entries are read at a time.
+/// One warp's view of a list: it holds 32 entries, and the 32 behind them are on their way. Entries are asked
+/// for in order.
 struct ListReader {
-  int held = -1, value = 0;
+  int held = 0, value, ahead;
+  static __device__ __forceinline__ int load(const DeviceList& list, int begin, int chunk) {
+    const int64_t at = static_cast<int64_t>(begin) + (chunk << 5) + threadIdx.x % 32;
+    return at < list.size ? list.index[at * list.step] : -1;
+  }
+  __device__ __forceinline__ ListReader(const DeviceList& list, const int* head, int begin, int entries)
+      : value(head[threadIdx.x % 32]), ahead(entries > 32 ? load(list, begin, 1) : -1) {}
   __device__ __forceinline__ int block(const DeviceList& list, int begin, int entry) {
     if (entry >> 5 != held) {
       held = entry >> 5;
-      const int64_t at = static_cast<int64_t>(begin) + (held << 5) + threadIdx.x % 32;
-      value = at < list.size ? list.index[at * list.step] : -1;
+      value = ahead;
+      ahead = load(list, begin, held + 1);
     }
     return __shfl_sync(kAllLanes, value, entry & 31);
   }
 };
-
-enum HalfKind : int { kAbsent, kUnderRule, kFull };
-struct Half {
-  int slot = 0;
-  HalfKind kind = kAbsent;
+/// Both lists of a walk.
+struct WalkLists {
+  ListReader partial, full;
+  template <class Shared>
+  __device__ __forceinline__ WalkLists(const Params& p, const Shared& shared, int walk)
+      : partial(p.partial, shared.partial_head[walk], shared.walk[walk].partial_begin,
+                shared.walk[walk].partial_halves / (p.block_k / kHalf)),
+        full(p.full, shared.full_head[walk], shared.walk[walk].full_begin,
+             shared.walk[walk].full_halves / (p.block_k / kHalf)) {}
 };
 
-/// Half i of step s. All lanes of a warp ask for the same one.
-template <int Keys>
-__device__ __forceinline__ Half half_of(const Params& p, const Walk& w, ListReader& partial, ListReader& full,
-                                        int s, int i) {
+/// Half i of step s; `block(kind, entry)` reads the entry of a list.
+template <int Keys, class Block>
+__device__ __forceinline__ Half half_of(const Params& p, const Walk& w, int s, int i, const Block& block) {
   constexpr int kHalves = Keys / kHalf;
   if (w.empty) return {0, kAbsent};
   if (!p.has_lists) {
@@ -139,19 +172,25 @@ __device__ __forceinline__ Half half_of(const Params& p, const Walk& w, ListRead
   int at = s * kHalves + i;
   HalfKind kind = kUnderRule;
   if (s >= w.masked)
-    at -= w.masked * kHalves, kind = kFull;
+    at += w.mixed - w.masked * kHalves, kind = kFull;
   else if (at >= w.partial_halves) {
     at -= w.partial_halves;
     if (at >= w.mixed) return {0, kAbsent};
-    at += w.full_halves - w.mixed, kind = kFull;
+    kind = kFull;
   }
-  const int entry = at / pieces, piece = at - entry * pieces;
-  const int block = kind == kFull ? full.block(p.full, w.full_begin, entry)
-                                  : partial.block(p.partial, w.partial_begin, entry);
+  const int entry = at / pieces, piece = at - entry * pieces, number = block(kind, entry);
   // Entries that name no block are not followed. In a masked step they count for nothing; in a whole one
   // there is no mask to hide them: lists must not have any.
-  if (block < 0 || block >= p.blocks_k) return {0, kAbsent};
-  return {block * p.block_k + piece * kHalf, kind};
+  if (number < 0 || number >= p.blocks_k) return {0, kAbsent};
+  return {number * p.block_k + piece * kHalf, kind};
+}
+/// The same for a whole warp, whose lanes all ask for the same half, one after the other.
+template <int Keys>
+__device__ __forceinline__ Half half_of(const Params& p, const Walk& w, WalkLists& lists, int s, int i) {
+  return half_of<Keys>(p, w, s, i, [&](HalfKind kind, int entry) {
+    return kind == kFull ? lists.full.block(p.full, w.full_begin, entry)
+                         : lists.partial.block(p.partial, w.partial_begin, entry);
+  });
 }
 
 /// One warp: what the tile with this number visits.
@@ -188,13 +227,21 @@ __device__ Walk find_walk(const Params& p, const HopperPlan& plan, int number) {
     return w;
   }
   int min_low = INT_MAX, max_low = 0, min_high = INT_MAX, max_high = 0, max_sink = 0;
-  for (int r = lane; r < C::kRows && w.row0 + r < p.n; r += 32) {
+  const int rows = static_cast<int>(min(p.n - w.row0, static_cast<int64_t>(C::kRows)));
+  const auto look = [&](int r) {
     const RowLimits x = row_limits(p, w.b, w.h, w.row0 + r);
     if (x.low < x.high)
       min_low = min(min_low, x.low), max_high = max(max_high, x.high), max_low = max(max_low, x.low);
     min_high = min(min_high, x.high);
     if (x.sink_high > x.row_low) max_sink = max(max_sink, x.sink_high);
-  }
+    return x.low < x.high;
+  };
+  // Where both ends of the range only grow from row to row, the first and the last row tell about all, unless
+  // one of them sees nothing: its range says nothing of its neighbours'.
+  bool seen = false;
+  if (plan.monotone) seen = __all_sync(kAllLanes, lane < 2 ? look(lane * (rows - 1)) : true);
+  if (!seen)
+    for (int r = lane; r < rows; r += 32) look(r);
   min_low = __reduce_min_sync(kAllLanes, min_low), max_low = __reduce_max_sync(kAllLanes, max_low);
   min_high = __reduce_min_sync(kAllLanes, min_high), max_high = __reduce_max_sync(kAllLanes, max_high);
   max_sink = __reduce_max_sync(kAllLanes, max_sink);
@@ -210,6 +257,7 @@ __device__ Walk find_walk(const Params& p, const HopperPlan& plan, int number) {
   return w;
 }
 
+/// find_walk, never without a step.
 template <int Dim, int Groups>
 __device__ Walk walk_of(const Params& p, const HopperPlan& plan, int number) {
   Walk w = find_walk<Dim, Groups>(p, plan, number);
@@ -228,9 +276,10 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
     hopper::prefetch_map(&plan.q);
     hopper::prefetch_map(&plan.k);
     hopper::prefetch_map(&plan.v);
+    hopper::prefetch_map(&plan.o);
   }
   struct Keys {
-    int slots[C::kHalves] = {};
+    Half halves[C::kHalves] = {};
     int kv_head = 0, b = 0;
   };
   const auto load = [&](const CUtensorMap* map, uint8_t* buffer, uint64_t* barrier, const Keys& from) {
@@ -241,8 +290,8 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
     for (int i = 0; i < C::kHalves; ++i)
 #pragma unroll
       for (int c = 0; c < C::kColumns; ++c)
-        hopper::copy_box(to + c * C::kKeys * kRowBytes + i * kHalfBytes, map, done, 64 * c, from.slots[i],
-                         from.kv_head, from.b);
+        hopper::copy_box(to + c * C::kKeys * kRowBytes + i * kHalfBytes, map, done, 64 * c,
+                         from.halves[i].slot, from.kv_head, from.b);
   };
   Ring<C::kQBuffers> q;
   Ring<kStages> k, v;
@@ -278,18 +327,21 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
     }
     q.next();
 
-    ListReader partial, full;
+    WalkLists lists(p, shared, tile.index);
     Keys now;
     now.kv_head = w.h / p.group, now.b = w.b;
     const int steps = w.steps;
     for (int s = 0; s < steps; ++s) {
 #pragma unroll
       for (int i = 0; i < C::kHalves; ++i) {
-        const Half half = half_of<C::kKeys>(p, w, partial, full, s, i);
+        now.halves[i] = half_of<C::kKeys>(p, w, lists, s, i);
         // An absent half needs finite values that its zero weights can meet: those of the first half.
-        now.slots[i] = half.kind == kAbsent && i > 0 ? now.slots[0] : half.slot;
+        if (now.halves[i].kind == kAbsent && i > 0) now.halves[i].slot = now.halves[0].slot;
       }
       hopper::barrier_wait(shared_address(&shared.k_empty[k.index]), k.phase ^ 1);
+      if (plan.simple && lane == 0)
+#pragma unroll
+        for (int i = 0; i < C::kHalves; ++i) shared.halves[k.index][i] = now.halves[i];
       load(&plan.k, shared.k[k.index], &shared.k_full[k.index], now);
       k.next();
       load_values();
@@ -300,28 +352,66 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
   }
 }
 
-// --- the producer: one warp of decisions ---
+// --- the producer: one warp of decisions and of finished rows ---
 
 template <int Dim, int Groups>
 __device__ __forceinline__ void decide(const Params& p, const HopperPlan& plan,
                                        HopperShared<Dim, Groups>& shared) {
+  using C = HopperTile<Dim, Groups>;
   const int lane = threadIdx.x % 32;
   Ring<kWalks> tile;
-  int number = blockIdx.x;
-  for (;; tile.next()) {
+  Ring<C::kQBuffers> out, given;
+  // Rows leave from the buffer that Q came in, which is free again once they have been read.
+  const auto give_buffer = [&] {
+    if (lane == 0) {
+      hopper::store_wait_read<0>();
+      hopper::barrier_arrive(shared_address(&shared.q_empty[given.index]));
+    }
+    __syncwarp();
+    given.next();
+  };
+  const auto send_rows = [&](const Walk& w) {
+    hopper::barrier_wait(shared_address(&shared.o_full[out.index]), out.phase);
+    if (lane == 0) {
+      const uint32_t rows = shared_address(shared.q[out.index]);
+      for (int c = 0; c < C::kColumns && 64 * c < p.e; ++c)
+        for (int g = 0; g < Groups && w.row0 + 64 * g < p.n; ++g)
+          hopper::store_box(&plan.o, rows + c * C::kRows * kRowBytes + g * kHalfBytes, 64 * c,
+                            w.row0 + 64 * g, w.h, w.b);
+      hopper::store_commit();
+    }
+    __syncwarp();
+    out.next();
+  };
+  Walk before;
+  int sent = 0;  // tiles whose buffer has not been given back
+  bool first = true;
+  for (int number = blockIdx.x;;) {
     Walk w;
     if (number < plan.total)
       w = walk_of<Dim, Groups>(p, plan, number);
     else
       w.stop = 1;
-    if (lane == 0) {
-      shared.walk[tile.index] = w;
-      hopper::barrier_arrive(shared_address(&shared.walk_full[tile.index]));
+    if (p.has_lists && !w.stop) {
+      shared.partial_head[tile.index][lane] =
+          w.partial_halves > 0 ? ListReader::load(p.partial, w.partial_begin, 0) : -1;
+      shared.full_head[tile.index][lane] = w.full_halves > 0 ? ListReader::load(p.full, w.full_begin, 0) : -1;
     }
-    if (w.stop) return;
-    Ring<kWalks> next = tile;
-    next.next();
-    hopper::barrier_wait(shared_address(&shared.walk_empty[next.index]), next.phase ^ 1);
+    if (lane == 0) shared.walk[tile.index] = w;
+    __syncwarp();
+    if (lane == 0) hopper::barrier_arrive(shared_address(&shared.walk_full[tile.index]));
+    if (sent > 0) give_buffer(), --sent;
+    if (!first) {
+      send_rows(before), ++sent;
+      if (C::kQBuffers == 1) give_buffer(), --sent;
+    }
+    if (w.stop) {
+      if (lane == 0) hopper::store_wait<0>();
+      return;
+    }
+    before = w, first = false;
+    tile.next();
+    hopper::barrier_wait(shared_address(&shared.walk_empty[tile.index]), tile.phase ^ 1);
     if (plan.next) {
       if (lane == 0) number = static_cast<int>(gridDim.x) + atomicAdd(plan.next, 1);
       number = __shfl_sync(kAllLanes, number, 0);
@@ -331,14 +421,17 @@ __device__ __forceinline__ void decide(const Params& p, const HopperPlan& plan,
   }
 }
 
-// --- the producer: two warps of mask words ---
+// --- the producer: two warps of masks ---
 
+/// Bits i of a word with i >= from; the machine's shift by 32 and more leaves nothing.
+__device__ __forceinline__ uint32_t bits_from(int from) {
+  uint32_t bits;
+  asm("shl.b32 %0, %1, %2;" : "=r"(bits) : "r"(~0u), "r"(max(from, 0)));
+  return bits;
+}
 /// Bits i of a word whose column begin + i lies in [low, high).
 __device__ __forceinline__ uint32_t range_bits(int low, int high, int begin) {
-  low = min(max(low - begin, 0), 32), high = min(max(high - begin, 0), 32);
-  const uint32_t below_high = high == 32 ? ~0u : (1u << high) - 1,
-                 below_low = low == 32 ? ~0u : (1u << low) - 1;
-  return below_high & ~below_low;
+  return bits_from(low - begin) & ~bits_from(high - begin);
 }
 
 /// One warp: tables of the neighbourhood's axes for the 32 keys from `begin`.
@@ -354,7 +447,7 @@ __device__ void tabulate_places(const Params& p, Shared& shared, int word, int b
     const int place = axis_place(p.rule, a, x[a]);
     const int first = __reduce_min_sync(kAllLanes, place);
     const int span = __reduce_max_sync(kAllLanes, place) - first + 1;
-    if (lane == 0) shared.first[a][word] = first, shared.span[a][word] = span;
+    if (lane == 0) shared.places.first[a][word] = first, shared.places.span[a][word] = span;
     if (span > kSpan) continue;
     for (int from = 0; from <= span; from += 32) {
       uint32_t mine = 0;
@@ -363,7 +456,7 @@ __device__ void tabulate_places(const Params& p, Shared& shared, int word, int b
         const uint32_t bits = __ballot_sync(kAllLanes, place < first + from + i);
         if (lane == i) mine = bits;
       }
-      if (lane <= end) shared.below[a][word][from + lane] = mine;
+      if (lane <= end) shared.places.below[a][word][from + lane] = mine;
     }
   }
 }
@@ -381,11 +474,11 @@ __device__ uint32_t visible_word(const Params& p, const Shared& shared, const Wa
     bits = range_bits(x.low, x.high, begin) | range_bits(x.row_low, x.sink_high, begin);
     const DeviceRule& rule = p.rule;
     for (int a = 0; a < rule.rank; ++a) {
-      const int span = shared.span[a][word], first = shared.first[a][word];
+      const int span = shared.places.span[a][word], first = shared.places.first[a][word];
       if (span <= kSpan) {
         const int low = min(max(x.place[a] - first, 0), span);
         const int high = min(max(x.place[a] + x.length[a] - first, 0), span);
-        bits &= shared.below[a][word][high] & ~shared.below[a][word][low];
+        bits &= shared.places.below[a][word][high] & ~shared.places.below[a][word][low];
       } else {
         for (uint32_t left = bits; left; left &= left - 1) {
           const int i = __ffs(left) - 1;
@@ -421,45 +514,174 @@ __device__ uint32_t visible_word(const Params& p, const Shared& shared, const Wa
   return bits;
 }
 
+/// Both warps: the tables of tile-major neighbourhoods. A word of 32 keys lies inside one tile, where it
+/// shows the same coordinates in every tile: tile_below holds, for each axis, each threshold x of 0 ... tile
+/// size and each word of a tile, the columns whose coordinate inside the tile is below x.
+template <class Shared>
+__device__ void tabulate_tile(const Params& p, const HopperPlan& plan, Shared& shared, int warp) {
+  const int lane = threadIdx.x % 32, words = plan.tile_words;
+  int inner = plan.tile_words * 32, at = 0;
+  for (int a = 0; a < p.rule.rank; ++a) {
+    const int size = p.rule.k_tile[a];
+    inner /= size;
+    for (int word = warp; word < words; word += kMaskThreads / 32) {
+      const int place = (word * 32 + lane) / inner % size;
+      for (int x = 0; x <= size; ++x) {
+        const uint32_t bits = __ballot_sync(kAllLanes, place < x);
+        if (lane == 0) shared.tile_below[at + x * words + word] = bits;
+      }
+    }
+    at += (size + 1) * words;
+  }
+}
+
+/// A half of keys inside its tile: the tile's first place on each axis, and the half's first word of the
+/// tile.
+struct TileHalf {
+  Half half;
+  int base[3] = {}, word = 0;
+};
+__device__ __forceinline__ TileHalf locate(const Params& p, const HopperPlan& plan, const Half& half) {
+  const int tokens = plan.tile_words * 32, tile = half.slot / tokens;
+  TileHalf there{half};
+  there.word = (half.slot - tile * tokens) / 32;
+  int x[3] = {};
+  coordinates(p.rule, tile * tokens, p.rule.k_tile, p.rule.k_tiles, x);
+#pragma unroll
+  for (int a = 0; a < 3; ++a)
+    if (a < p.rule.rank) there.base[a] = axis_place(p.rule, a, x[a]);
+  return there;
+}
+/// Both words of a half for a row, from the tables.
+template <class Shared>
+__device__ __forceinline__ uint2 tile_bits(const Params& p, const HopperPlan& plan, const Shared& shared,
+                                           const RowLimits& row, const TileHalf& there) {
+  uint2 bits{};
+  const int slot = there.half.slot;
+  if (there.half.kind == kUnderRule) {
+    bits = {~0u, ~0u};
+    const uint32_t* table = shared.tile_below + there.word;
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+      if (a >= p.rule.rank) break;
+      const int size = p.rule.k_tile[a], low = row.place[a] - there.base[a];
+      const int from = min(max(low, 0), size), to = min(max(low + row.length[a], 0), size);
+      const uint2 before = *reinterpret_cast<const uint2*>(table + from * plan.tile_words);
+      const uint2 inside = *reinterpret_cast<const uint2*>(table + to * plan.tile_words);
+      bits.x &= inside.x & ~before.x, bits.y &= inside.y & ~before.y;
+      table += (size + 1) * plan.tile_words;
+    }
+    if (!plan.pure) {
+      bits.x &= range_bits(row.low, row.high, slot) | range_bits(row.row_low, row.sink_high, slot);
+      bits.y &= range_bits(row.low, row.high, slot + 32) | range_bits(row.row_low, row.sink_high, slot + 32);
+    }
+  } else if (there.half.kind == kFull) {
+    bits.x = range_bits(row.row_low, row.row_high, slot);
+    bits.y = range_bits(row.row_low, row.row_high, slot + 32);
+  }
+  return bits;
+}
+/// Words of all masked steps of a walk from the tables. Where halves lie takes divisions: every lane finds
+/// that out for one of the next 32.
 template <int Dim, int Groups>
-__device__ __forceinline__ void write_words(const Params& p, HopperShared<Dim, Groups>& shared) {
+__device__ __forceinline__ void write_tile_words(const Params& p, const HopperPlan& plan,
+                                                 HopperShared<Dim, Groups>& shared, const Walk& w, int thread,
+                                                 Ring<kStages>& stage) {
   using C = HopperTile<Dim, Groups>;
-  const int thread = threadIdx.x - 64, warp = thread / 32;
+  const auto block = [&](HalfKind kind, int entry) {
+    const DeviceList& list = kind == kFull ? p.full : p.partial;
+    const int64_t at = static_cast<int64_t>(kind == kFull ? w.full_begin : w.partial_begin) + entry;
+    return at < list.size ? list.index[at * list.step] : -1;
+  };
+  TileHalf mine;
+  for (int s = 0; s < w.masked; ++s) {
+    if (s * C::kHalves % 32 == 0) {
+      const int at = s * C::kHalves + thread % 32, step = at / C::kHalves;
+      mine = {};
+      if (step < w.masked) mine = locate(p, plan, half_of<C::kKeys>(p, w, step, at % C::kHalves, block));
+    }
+    TileHalf halves[C::kHalves];
+#pragma unroll
+    for (int i = 0; i < C::kHalves; ++i) {
+      const int from = s * C::kHalves % 32 + i;
+      halves[i].half.slot = __shfl_sync(kAllLanes, mine.half.slot, from);
+      halves[i].half.kind =
+          static_cast<HalfKind>(__shfl_sync(kAllLanes, static_cast<int>(mine.half.kind), from));
+      halves[i].word = __shfl_sync(kAllLanes, mine.word, from);
+#pragma unroll
+      for (int a = 0; a < 3; ++a) halves[i].base[a] = __shfl_sync(kAllLanes, mine.base[a], from);
+    }
+    hopper::barrier_wait(shared_address(&shared.words_empty[stage.index]), stage.phase ^ 1);
+    for (int r = thread; r < C::kRows; r += kMaskThreads)
+#pragma unroll
+      for (int i = 0; i < C::kHalves; ++i)
+        *reinterpret_cast<uint2*>(&shared.words[stage.index][r][2 * i]) =
+            tile_bits(p, plan, shared, shared.rows[r], halves[i]);
+    hopper::barrier_arrive(shared_address(&shared.words_full[stage.index]));
+    stage.next();
+  }
+}
+
+/// Words of all masked steps of a walk, whatever the rule.
+template <int Dim, int Groups>
+__device__ __forceinline__ void write_words(const Params& p, HopperShared<Dim, Groups>& shared, const Walk& w,
+                                            int walk, int thread, Ring<kStages>& stage) {
+  using C = HopperTile<Dim, Groups>;
+  WalkLists lists(p, shared, walk);
+  for (int s = 0; s < w.masked; ++s) {
+    Half halves[C::kHalves];
+#pragma unroll
+    for (int i = 0; i < C::kHalves; ++i) halves[i] = half_of<C::kKeys>(p, w, lists, s, i);
+    if (p.rule.rank > 0) {
+      hopper::named_sync(kMaskBarrier, kMaskThreads);
+#pragma unroll
+      for (int word = 0; word < C::kWords; ++word)
+        if (word % 2 == thread / 32 && halves[word / 2].kind == kUnderRule)
+          tabulate_places(p, shared, word, halves[word / 2].slot + word % 2 * 32);
+      hopper::named_sync(kMaskBarrier, kMaskThreads);
+    }
+    hopper::barrier_wait(shared_address(&shared.words_empty[stage.index]), stage.phase ^ 1);
+    for (int at = thread; at < C::kRows * C::kWords; at += kMaskThreads) {
+      const int r = at / C::kWords, word = at % C::kWords;
+      Half half = halves[0];
+      if (C::kHalves == 2 && word >= 2) half = halves[C::kHalves - 1];
+      shared.words[stage.index][r][word] =
+          visible_word(p, shared, w, r, word, half.slot + word % 2 * 32, half.kind);
+    }
+    hopper::barrier_arrive(shared_address(&shared.words_full[stage.index]));
+    stage.next();
+  }
+}
+
+template <int Dim, int Groups>
+__device__ __forceinline__ void write_masks(const Params& p, const HopperPlan& plan,
+                                            HopperShared<Dim, Groups>& shared) {
+  using C = HopperTile<Dim, Groups>;
+  const int thread = threadIdx.x - 64;
   Ring<kWalks> tile;
   Ring<kStages> stage;
+  if (plan.tile_words > 0) tabulate_tile(p, plan, shared, thread / 32);
   for (;; tile.next()) {
     hopper::barrier_wait(shared_address(&shared.walk_full[tile.index]), tile.phase);
     const Walk& w = shared.walk[tile.index];
     if (w.stop) return;
-    if (w.masked > 0) {
+    if (plan.simple) {
+      if (w.masked > 0)
+        for (int r = thread; r < C::kRows; r += kMaskThreads) {
+          RowLimits x;
+          if (w.row0 + r < p.n) x = row_limits(p, w.b, w.h, w.row0 + r);
+          shared.ranges[tile.index][r] = {x.low, x.high, x.row_low, x.sink_high, x.row_high};
+        }
+      hopper::barrier_arrive(shared_address(&shared.ranges_full[tile.index]));
+    } else if (w.masked > 0) {
       hopper::named_sync(kMaskBarrier, kMaskThreads);  // the rows of the last tile have been read
       for (int r = thread; r < C::kRows; r += kMaskThreads)
         shared.rows[r] = w.row0 + r < p.n ? row_limits(p, w.b, w.h, w.row0 + r) : RowLimits{};
       hopper::named_sync(kMaskBarrier, kMaskThreads);
-    }
-    ListReader partial, full;
-    for (int s = 0; s < w.masked; ++s) {
-      Half halves[C::kHalves];
-#pragma unroll
-      for (int i = 0; i < C::kHalves; ++i) halves[i] = half_of<C::kKeys>(p, w, partial, full, s, i);
-      if (p.rule.rank > 0) {
-        hopper::named_sync(kMaskBarrier, kMaskThreads);
-#pragma unroll
-        for (int word = 0; word < C::kWords; ++word)
-          if (word % 2 == warp && halves[word / 2].kind == kUnderRule)
-            tabulate_places(p, shared, word, halves[word / 2].slot + word % 2 * 32);
-        hopper::named_sync(kMaskBarrier, kMaskThreads);
-      }
-      hopper::barrier_wait(shared_address(&shared.words_empty[stage.index]), stage.phase ^ 1);
-      for (int at = thread; at < C::kRows * C::kWords; at += kMaskThreads) {
-        const int r = at / C::kWords, word = at % C::kWords;
-        Half half = halves[0];
-        if (C::kHalves == 2 && word >= 2) half = halves[C::kHalves - 1];
-        shared.words[stage.index][r][word] =
-            visible_word(p, shared, w, r, word, half.slot + word % 2 * 32, half.kind);
-      }
-      hopper::barrier_arrive(shared_address(&shared.words_full[stage.index]));
-      stage.next();
+      if (plan.tile_words > 0)
+        write_tile_words<Dim, Groups>(p, plan, shared, w, thread, stage);
+      else
+        write_words<Dim, Groups>(p, shared, w, tile.index, thread, stage);
     }
     __syncwarp();
     if (threadIdx.x % 32 == 0) hopper::barrier_arrive(shared_address(&shared.walk_empty[tile.index]));
@@ -468,20 +690,24 @@ __device__ __forceinline__ void write_words(const Params& p, HopperShared<Dim, G
 
 // --- the consumers ---
 
-/// Row maxima, sums and the scale of their scores, for rows lane / 4 and lane / 4 + 8 of a warp.
+/// Bases and sums for rows lane / 4 and lane / 4 + 8 of a warp.
 struct SoftmaxState {
-  float top[2] = {-INFINITY, -INFINITY};  ///< raw scores
-  float sum[2] = {0, 0};                  ///< of this thread's columns
+  float base[2] = {-INFINITY, -INFINITY};  ///< a raw score that weights are relative to, near the maximum
+  float sum[2] = {0, 0};                   ///< of this thread's columns
 };
 
-/// Scores become weights 2^(to_log2 * (s - top)); `share` is what older weights are multiplied by.
+/// Scores become weights 2^(to_log2 * (s - base)). The base follows the maximum once that is more than
+/// `slack` log2 units above it: weights stay far below what their type holds, and most tiles leave the older
+/// ones alone. True when some row of the warp moved; then `share` is what the older weights are multiplied
+/// by.
 template <bool Masked, int Count>
-__device__ __forceinline__ void weigh(float (&s)[Count], SoftmaxState& state, float (&share)[2],
-                                      float to_log2) {
+__device__ __forceinline__ bool weigh(float (&s)[Count], SoftmaxState& state, float (&share)[2],
+                                      float to_log2, float slack) {
+  bool any = false;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     // Two chains of maxima: half the depth.
-    float a = state.top[r], b = s[2 * r];
+    float a = s[2 * r], b = s[4 + 2 * r];
 #pragma unroll
     for (int i = 0; i < Count; i += 8) {
       a = fmaxf(a, fmaxf(s[i + 2 * r], s[i + 2 * r + 1]));
@@ -490,10 +716,15 @@ __device__ __forceinline__ void weigh(float (&s)[Count], SoftmaxState& state, fl
     float top = fmaxf(a, b);
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2));
+    // Equal infinities differ by NaN, which moves nothing. No branches: exponentials of both rows follow at
+    // once.
+    const bool moved = (top - state.base[r]) * to_log2 > slack;
+    const float now = moved ? top : state.base[r];
+    share[r] = moved ? exp2_fast((state.base[r] - now) * to_log2) : 1.0f;
+    state.base[r] = now;
+    any |= moved;
     // A row that saw nothing yet: any finite base gives weights of zero.
-    const float base = (Masked && top == -INFINITY ? 0.0f : top) * to_log2;
-    share[r] = exp2_fast(state.top[r] * to_log2 - base);
-    state.top[r] = top;
+    const float base = (Masked && now == -INFINITY ? 0.0f : now) * to_log2;
     float even = 0, odd = 0;
 #pragma unroll
     for (int i = 0; i < Count; i += 4) {
@@ -503,6 +734,7 @@ __device__ __forceinline__ void weigh(float (&s)[Count], SoftmaxState& state, fl
     }
     state.sum[r] = state.sum[r] * share[r] + (even + odd);
   }
+  return __any_sync(kAllLanes, any);
 }
 
 /// Weights as the left operand of the next product.
@@ -512,20 +744,17 @@ __device__ __forceinline__ void pack_weights(const float (&s)[Count], uint32_t (
   for (int i = 0; i < Count / 2; ++i) weights[i] = pack(s[2 * i], s[2 * i + 1], T{});
 }
 
-template <int Count>
-__device__ __forceinline__ void hide(float (&s)[Count], const uint32_t* row0, const uint32_t* row1) {
+/// Hides the columns whose bits are clear: 32 scores of two rows, of which this lane holds 16.
+__device__ __forceinline__ void hide(float* s, uint32_t row0, uint32_t row1) {
   const int shift = threadIdx.x % 4 * 2;
+  row0 >>= shift, row1 >>= shift;
 #pragma unroll
-  for (int word = 0; word < Count / 16; ++word) {
-    const uint32_t a = row0[word] >> shift, b = row1[word] >> shift;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float* x = s + 16 * word + 4 * j;
-      if (!(a >> (8 * j) & 1)) x[0] = -INFINITY;
-      if (!(a >> (8 * j) & 2)) x[1] = -INFINITY;
-      if (!(b >> (8 * j) & 1)) x[2] = -INFINITY;
-      if (!(b >> (8 * j) & 2)) x[3] = -INFINITY;
-    }
+  for (int j = 0; j < 4; ++j) {
+    float* x = s + 4 * j;
+    if (!(row0 >> (8 * j) & 1)) x[0] = -INFINITY;
+    if (!(row0 >> (8 * j) & 2)) x[1] = -INFINITY;
+    if (!(row1 >> (8 * j) & 1)) x[2] = -INFINITY;
+    if (!(row1 >> (8 * j) & 2)) x[3] = -INFINITY;
   }
 }
 
@@ -564,12 +793,44 @@ struct Consumer {
     __syncwarp();
     if (lane == 0) hopper::barrier_arrive(shared_address(&barrier));
   }
-  __device__ __forceinline__ void mask() {
-    hopper::barrier_wait(shared_address(&shared.words_full[words.index]), words.phase);
+  /// Scores are there: their keys are given back, and what they were is kept for the mask.
+  template <int Left>
+  __device__ __forceinline__ void take_scores(bool masked, Half (&halves)[C::kHalves]) {
+    hopper::product_wait<Left>();
+    hopper::pin(s);
+    if (masked && plan.simple)
+#pragma unroll
+      for (int i = 0; i < C::kHalves; ++i) halves[i] = shared.halves[k.index][i];
+    release(shared.k_empty[k.index]);
+    k.next();
+  }
+  __device__ __forceinline__ void mask(const Half (&halves)[C::kHalves]) {
     const int r = group * 64 + warp * 16 + lane / 4;
-    hide(s, shared.words[words.index][r], shared.words[words.index][r + 8]);
-    hopper::barrier_arrive(shared_address(&shared.words_empty[words.index]));  // every lane has read
-    words.next();
+    if (!plan.simple) {
+      hopper::barrier_wait(shared_address(&shared.words_full[words.index]), words.phase);
+#pragma unroll
+      for (int word = 0; word < C::kWords; ++word)
+        hide(s + 16 * word, shared.words[words.index][r][word], shared.words[words.index][r + 8][word]);
+      hopper::barrier_arrive(shared_address(&shared.words_empty[words.index]));  // every lane has read
+      words.next();
+      return;
+    }
+    hopper::barrier_wait(shared_address(&shared.ranges_full[tile.index]), tile.phase);
+    const RowRange *x = &shared.ranges[tile.index][r], *y = x + 8;
+#pragma unroll
+    for (int word = 0; word < C::kWords; ++word) {
+      const Half& half = halves[word / 2];
+      const int begin = half.slot + word % 2 * 32;
+      uint32_t a = 0, b = 0;
+      if (half.kind == kUnderRule) {
+        a = range_bits(x->low, x->high, begin), b = range_bits(y->low, y->high, begin);
+        if (p.rule.sinks > 0)
+          a |= range_bits(x->row_low, x->sink_high, begin), b |= range_bits(y->row_low, y->sink_high, begin);
+      } else if (half.kind == kFull) {
+        a = range_bits(x->row_low, x->row_high, begin), b = range_bits(y->row_low, y->row_high, begin);
+      }
+      hide(s + 16 * word, a, b);
+    }
   }
   __device__ __forceinline__ void take_turn() {
     if constexpr (C::kTurns) hopper::named_sync(kTurnBarrier + group, 256);
@@ -586,23 +847,19 @@ struct Consumer {
     hopper::product_fence();
     issue_scores(q);
   }
-  __device__ __forceinline__ void wait_first() {
-    hopper::product_wait<0>();
-    hopper::pin(s);
-    release(shared.k_empty[k.index]);
-    k.next();
-  }
-  template <bool Masked>
-  __device__ __forceinline__ void first_step() {
-    if constexpr (Masked) mask();
+  /// The first weights of a tile.
+  __device__ __forceinline__ void first_step(bool masked) {
+    Half halves[C::kHalves];
+    take_scores<0>(masked, halves);
+    if (masked) mask(halves);
     float share[2];
-    weigh<Masked>(s, state, share, plan.to_log2);
+    weigh<true>(s, state, share, plan.to_log2, plan.slack);
     pack_weights<T>(s, weights);
   }
   template <bool Masked>
   __device__ __forceinline__ void step(uint32_t q, bool add) {
     take_turn();
-    hopper::barrier_wait(shared_address(&shared.k_full[k.index]), k.phase);
+    wait_keys();
     hopper::pin(s);
     hopper::pin(o);
     hopper::pin(weights);
@@ -612,24 +869,44 @@ struct Consumer {
     hopper::product_fence();
     issue_values(add);
     pass_turn();
-    hopper::product_wait<1>();
-    hopper::pin(s);
-    release(shared.k_empty[k.index]);
-    k.next();
-    if constexpr (Masked) mask();
+    Half halves[C::kHalves];
+    take_scores<1>(Masked, halves);
+    if constexpr (Masked) mask(halves);
     float share[2];
-    weigh<Masked>(s, state, share, plan.to_log2);
-    hopper::product_wait<0>();
-    hopper::pin(o);
-    hopper::pin(weights);
-    release(shared.v_empty[v.index]);
-    v.next();
+    const bool moved = weigh<Masked>(s, state, share, plan.to_log2, plan.slack);
+    take_values<0>();
     pack_weights<T>(s, weights);
-    // Maxima settle early in a row: most tiles of keys leave the older weights alone.
-    if (__any_sync(kAllLanes, share[0] != 1.0f || share[1] != 1.0f)) {
+    if (moved) {
 #pragma unroll
       for (int i = 0; i < Dim / 2; ++i) o[i] *= share[i / 2 % 2];
     }
+  }
+  /// The last step of a tile: its last product runs under the first weights of the next tile. Behind the last
+  /// tile of all the scores are of whatever lies there, and nobody reads them: a branch around their product
+  /// would make the compiler wait for every product alone.
+  __device__ __forceinline__ void border(bool add, int buffer, int walk, bool more) {
+    const bool masked = more && shared.walk[tile.index].masked > 0;
+    take_turn();
+    if (more) wait_keys();
+    hopper::pin(s);
+    hopper::pin(o);
+    hopper::pin(weights);
+    hopper::product_fence();
+    issue_scores(rows_address());
+    hopper::barrier_wait(shared_address(&shared.v_full[v.index]), v.phase);
+    hopper::product_fence();
+    issue_values(add);
+    pass_turn();
+    SoftmaxState next;
+    Half halves[C::kHalves];
+    take_scores<1>(masked, halves);
+    if (masked) mask(halves);
+    float share[2];
+    weigh<true>(s, next, share, plan.to_log2, plan.slack);
+    take_values<0>();
+    pack_weights<T>(s, weights);
+    write_out(buffer, walk);
+    state = next;
   }
   __device__ __forceinline__ void issue_last(bool add) {
     hopper::barrier_wait(shared_address(&shared.v_full[v.index]), v.phase);
@@ -639,7 +916,7 @@ struct Consumer {
     issue_values(add);
   }
   template <int Left>
-  __device__ __forceinline__ void finish_last() {
+  __device__ __forceinline__ void take_values() {
     hopper::product_wait<Left>();
     hopper::pin(o);
     hopper::pin(weights);
@@ -647,8 +924,8 @@ struct Consumer {
     v.next();
   }
 
-  /// o / sum through the consumer's own rows of Q in shared memory, so that rows leave in 16-byte pieces.
-  __device__ __forceinline__ void finish(const Walk& w, uint8_t* q, uint64_t& q_empty) {
+  /// o / sum into the consumer's own rows of Q's buffer, from where they leave for memory.
+  __device__ __forceinline__ void finish(const Walk& w, uint8_t* q, uint64_t& o_full) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float sum = state.sum[r];
@@ -656,7 +933,7 @@ struct Consumer {
       sum += __shfl_xor_sync(kAllLanes, sum, 2);
       const int slot = w.row0 + group * 64 + warp * 16 + lane / 4 + 8 * r;
       const bool there = slot < p.n;
-      const float weight = finish_row(p, w.b, w.h, there ? slot : 0, state.top[r] * plan.to_log2, sum, 0.0f,
+      const float weight = finish_row(p, w.b, w.h, there ? slot : 0, state.base[r] * plan.to_log2, sum, 0.0f,
                                       there && lane % 4 == 0);
 #pragma unroll
       for (int i = 2 * r; i < Dim / 2; i += 4) o[i] *= weight, o[i + 1] *= weight;
@@ -671,7 +948,7 @@ struct Consumer {
         p.repairs[1 + atomicAdd(p.repairs, 1)] = (w.b * static_cast<int>(p.heads) + w.h) * p.repair_groups +
                                                  (w.row0 + group * 64 + warp * 16) / 16;
     }
-    // All four warps are done with Q; then each writes and reads its own 16 rows.
+    // All four warps are done with Q; then each writes its own 16 rows.
     hopper::named_sync(kGroupBarrier + group, 128);
     const uint32_t to = shared_address(q);
     const int row0 = group * 64 + warp * 16;
@@ -685,25 +962,8 @@ struct Consumer {
                    "r"(pack(o[8 * c + 4], o[8 * c + 5], T{})), "r"(pack(o[8 * c + 6], o[8 * c + 7], T{}))
                    : "memory");
     }
-    __syncwarp();
-    constexpr int kChunks = Dim / 8, kPieces = 16 * kChunks / 32;
-    uint4 pieces[kPieces];
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int at = lane + 32 * i, row = at / kChunks, chunk = at % kChunks;
-      pieces[i] =
-          load_shared4(to + (chunk / 8 * C::kRows + row0 + row) * kRowBytes + ((chunk % 8) ^ (row & 7)) * 16);
-    }
-    // Q's buffer is given back before the rows leave for memory: the fence would wait for them.
     hopper::fence_async_proxy();
-    release(q_empty);
-    T* out = static_cast<T*>(p.o.data) + w.b * p.o.b + w.h * p.o.h + (w.row0 + row0) * p.o.n;
-    const int chunks = static_cast<int>(p.e) / 8, rest = static_cast<int>(p.n) - w.row0 - row0;
-#pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      const int at = lane + 32 * i, row = at / kChunks, chunk = at % kChunks;
-      if (row < rest && chunk < chunks) *reinterpret_cast<uint4*>(out + row * p.o.n + 8 * chunk) = pieces[i];
-    }
+    release(o_full);
   }
 
   __device__ __forceinline__ bool wait_tile() {
@@ -717,7 +977,7 @@ struct Consumer {
     return shared_address(shared.q[rows.index]) + group * kHalfBytes;
   }
   __device__ __forceinline__ void write_out(int q, int walk) {
-    finish(shared.walk[walk], shared.q[q], shared.q_empty[q]);
+    finish(shared.walk[walk], shared.q[q], shared.o_full[q]);
     release(shared.walk_empty[walk]);
   }
 
@@ -727,36 +987,28 @@ struct Consumer {
     if (!more) return;
     wait_keys();
     issue_first(rows_address());
-    wait_first();
+    first_step(shared.walk[tile.index].masked > 0);
     while (more) {
       const int walk = tile.index, buffer = rows.index;
       const uint32_t q = rows_address();
       const int steps = shared.walk[walk].steps, masked = shared.walk[walk].masked;
-      state = {};
-#pragma unroll
-      for (int i = 0; i < Dim / 2; ++i) o[i] = 0;
-      masked > 0 ? first_step<true>() : first_step<false>();
       for (int i = 1; i < masked; ++i) step<true>(q, i > 1);
       for (int i = masked > 1 ? masked : 1; i < steps; ++i) step<false>(q, i > 1);
-      issue_last(steps > 1);
-      rows.next(), tile.next();
       if constexpr (C::kQBuffers > 1) {
-        // The next tile's first scores are made while this one is written out. Behind the last tile the
-        // product runs on whatever lies there, and nobody reads it: a branch around it would make the
-        // compiler wait for every product alone.
+        rows.next(), tile.next();
         more = wait_tile();
-        if (more) wait_keys();
-        issue_first(rows_address());
-        finish_last<1>();
-        write_out(buffer, walk);
+        border(steps > 1, buffer, walk, more);
       } else {
-        finish_last<0>();
+        issue_last(steps > 1);
+        take_values<0>();
         write_out(buffer, walk);
+        rows.next(), tile.next();
         more = wait_tile();
         if (more) wait_keys();
         issue_first(rows_address());
+        state = {};
+        first_step(more && shared.walk[tile.index].masked > 0);
       }
-      wait_first();
     }
   }
 };
@@ -772,11 +1024,13 @@ __global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<
   if (threadIdx.x == 0) {
     for (int i = 0; i < C::kQBuffers; ++i) {
       hopper::barrier_init(shared_address(&shared.q_full[i]), 1);
-      hopper::barrier_init(shared_address(&shared.q_empty[i]), 4 * Groups);
+      hopper::barrier_init(shared_address(&shared.q_empty[i]), 1);
+      hopper::barrier_init(shared_address(&shared.o_full[i]), 4 * Groups);
     }
     for (int i = 0; i < kWalks; ++i) {
       hopper::barrier_init(shared_address(&shared.walk_full[i]), 1);
       hopper::barrier_init(shared_address(&shared.walk_empty[i]), 4 * Groups + 1 + kMaskThreads / 32);
+      hopper::barrier_init(shared_address(&shared.ranges_full[i]), kMaskThreads);
     }
     for (int i = 0; i < kStages; ++i) {
       hopper::barrier_init(shared_address(&shared.k_full[i]), 1);
@@ -798,7 +1052,7 @@ __global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<
     else if (threadIdx.x < 64)
       decide<Dim, Groups>(p, plan, shared);
     else
-      write_words<Dim, Groups>(p, shared);
+      write_masks<Dim, Groups>(p, plan, shared);
   } else {
     hopper::take_registers<C::kConsumerRegisters>();
     Consumer<T, Dim, Groups> consumer{p,

@@ -69,6 +69,28 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, ui
       "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory"));
 }
+/// A box from shared memory into a rank-4 tensor; elements outside are not written. Whoever issued it commits
+/// and waits.
+__device__ __forceinline__ void store_box(const CUtensorMap* map, uint32_t from, int c0, int c1, int c2,
+                                          int c3) {
+  ATTNBENCH_SM90(asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(map),
+      "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory"));
+}
+__device__ __forceinline__ void store_commit() {
+  ATTNBENCH_SM90(asm volatile("cp.async.bulk.commit_group;" ::: "memory"));
+}
+/// At most Left of this thread's committed stores still have to read their shared memory.
+template <int Left>
+__device__ __forceinline__ void store_wait_read() {
+  ATTNBENCH_SM90(asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Left) : "memory"));
+}
+/// At most Left of them are unfinished.
+template <int Left>
+__device__ __forceinline__ void store_wait() {
+  ATTNBENCH_SM90(asm volatile("cp.async.bulk.wait_group %0;" ::"n"(Left) : "memory"));
+}
 __device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
   ATTNBENCH_SM90(asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"));
 }
