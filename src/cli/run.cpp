@@ -42,6 +42,7 @@ struct Options {
   std::vector<std::string> suites, set, filter, formats;
   std::string device, output, weights, shard, slowdown;
   int threads = 0;
+  double verify_budget_s = RunOptions{}.verify_budget_s;
   bool resume = false, force = false, dry_run = false, quick = false, keep_samples = false;
 };
 
@@ -367,6 +368,7 @@ int run_job(const Job& job, const Options& o, const GlobalOptions& global) {
   RunOptions options;
   if (o.threads) options.threads = o.threads;
   options.weights_file = o.weights;
+  options.verify_budget_s = o.verify_budget_s;
   if (!o.slowdown.empty())
     options.executor = slowed(make_executor, parse_share("--inject-slowdown", o.slowdown));
   options.finished = journal.cases();
@@ -450,6 +452,11 @@ const bool registered = register_command(
                ->type_name("N");
            sub.add_option("-w,--weights", o->weights, ".safetensors with weights by name for every case")
                ->type_name("FILE");
+           sub.add_option("--verify-budget", o->verify_budget_s,
+                          "seconds for a reference: beyond it, a sample of rows or a reduced shape is "
+                          "compared; default 1")
+               ->check(CLI::Range(0.001, 1e6))
+               ->type_name("SECONDS");
            sub.add_option("--shard", o->shard,
                           "measure the I-th of N parts, of equal estimated cost; `merge` joins their results")
                ->type_name("I/N");

@@ -34,6 +34,7 @@ struct Options {
   std::vector<std::string> results;
   bool all = false;
   int threads = 0;
+  double budget_s = VerifyOptions{}.budget_s;
 };
 
 struct Line {
@@ -60,6 +61,7 @@ Json line_json(const Line& l) {
           {"how", v.how},
           {"tolerance", v.tolerance},
           {"relative_l2", std::move(errors)},
+          {"sampled", v.sampled ? Json{{"rows", v.sampled->rows}, {"of", v.sampled->of}} : Json(nullptr)},
           {"worst", v.worst},
           {"reason", l.check.reason}};
 }
@@ -76,6 +78,8 @@ std::string table_of(const std::vector<Line>& lines, bool color) {
   for (const Line& l : lines) {
     const bool ok = l.check.status == CaseStatus::ok;
     std::string verdict = ok ? "ok" : std::string(name(l.check.status));
+    if (const auto& rows = l.check.outcome.result.sampled; ok && rows)
+      verdict += fmt::format(" (sampled: {} of {} rows)", rows->rows, rows->of);
     if (!ok && !l.check.reason.empty()) verdict += ": " + l.check.reason;
     t.add({l.method, std::string(name(l.dtype)), l.check.variation, l.check.problem.str(),
            l.check.outcome.checked ? fmt::format("{:.2e}", l.worst()) : "-",
@@ -150,6 +154,8 @@ int verify(const Options& o, const GlobalOptions& global) {
 
   std::vector<Line> lines;
   int passed = 0, unsupported = 0, failed = 0;
+  VerifyOptions options;
+  options.budget_s = o.budget_s;
   Progress progress(global.quiet, global.color);
   const size_t count = methods.size() * dtypes.size();
   size_t done = 0;
@@ -159,7 +165,7 @@ int verify(const Options& o, const GlobalOptions& global) {
       progress.begin(done++, count, what, std::nullopt);
       Context ctx(backend, o.threads);
       size_t bad = 0;
-      const std::vector<MethodCheck> checks = verify_method(ctx, *m, dtype);
+      const std::vector<MethodCheck> checks = verify_method(ctx, *m, dtype, options);
       for (MethodCheck c : checks) {
         // What the method says it can do, it has to do: only its variations may be refused.
         const std::vector<DType>& types = m->info().dtypes;
@@ -215,6 +221,11 @@ const bool registered = register_command(
            sub.add_option("-t,--threads", o->threads, "CPU threads; default all")
                ->check(CLI::Range(1, 4096))
                ->type_name("N");
+           sub.add_option("--verify-budget", o->budget_s,
+                          "seconds for a reference: beyond it, a sample of rows or a reduced shape is "
+                          "compared; default 1")
+               ->check(CLI::Range(0.001, 1e6))
+               ->type_name("SECONDS");
            sub.add_option(
                   "--report", o->report,
                   "writes what the device was seen to do: revision, card, driver, passed and failed by "

@@ -51,12 +51,20 @@ struct Sustained {
   }
 };
 
+/// Output rows that were compared where the reference of all would have taken too long.
+struct SampledRows {
+  int64_t rows = 0, of = 0;
+  bool operator==(const SampledRows&) const = default;
+};
+
 struct Verification {
-  std::string how;  ///< "own shape", "reduced shape: …", or why there was none
+  /// "own shape", "reduced shape: …", "sampled: 512 of 393216 rows at its own shape", or why there was none
+  std::string how;
   bool passed = false;
   double tolerance = 0;
   std::map<std::string, double> relative_l2;  ///< per output tensor
   std::string worst;                          ///< "out[3, 17, 5]: 0.12 instead of 0.34" for failures
+  std::optional<SampledRows> sampled = {};    ///< none: whole outputs were compared
 };
 
 struct Ratio {  ///< paired against the baseline: baseline time / this time (above 1: faster)

@@ -9,6 +9,7 @@
 
 #include "inputs/inputs.hpp"
 #include "measure/estimate.hpp"
+#include "measure/row_sample.hpp"
 #include "reference/compare.hpp"
 
 namespace attnbench {
@@ -24,6 +25,13 @@ constexpr int kDraws = 8;
 // A few roundings of f32, in which methods choose whatever their storage type.
 constexpr double kRoundings = 0x1p-22;
 constexpr int kDisturbances = 4;
+// A sampled row is allowed this many tolerances by itself: one wrong row among thousands would hardly move
+// the error of all of them. Rounding errors of rows spread, but by less than this around their common
+// measure.
+constexpr double kRowTolerances = 4;
+// Rows of a sample are computed in growing groups; their time is known between two groups only.
+constexpr int64_t kFirstRows = 16;
+constexpr int64_t kGrowth = 4;
 
 Params resolve(const Method& method, const std::map<std::string, Value>& given, const Problem& problem) {
   check_problem(problem);
@@ -44,6 +52,7 @@ double reference_flops(const Method& method, const Problem& p, const std::map<st
 }
 
 void halve(int64_t& v) { v /= 2; }
+int64_t half_up(int64_t v) { return (v + 1) / 2; }
 
 /// Every way to halve `p` once, the preferred first.
 std::vector<Problem> halvings(const Problem& p, int64_t least_batch, int64_t least_heads) {
@@ -54,13 +63,17 @@ std::vector<Problem> halvings(const Problem& p, int64_t least_batch, int64_t lea
     if (!(q == p)) v.push_back(q);
   };
   constexpr int64_t kLeastExtent = 4;
-  if (p.batch >= 2 * least_batch) add([](Problem& q) { halve(q.batch); });
-  if (p.heads >= 2 * least_heads && p.heads % 2 == 0)
-    add([](Problem& q) {
-      halve(q.heads);
-      // Key heads shrink with query heads; a single one stays. In layer form the head width stays.
-      if (q.kv_heads > 1) halve(q.kv_heads);
-      if (q.channels && !q.head_dim) halve(q.channels);
+  // Batch and heads are rounded up: 3 to 2, so that two are left as long as that is possible.
+  if (const int64_t batch = half_up(p.batch); batch < p.batch && batch >= least_batch)
+    add([&](Problem& q) { q.batch = batch; });
+  // Key heads shrink with query heads, each with its whole group; a single one stays.
+  const int64_t group = p.kv_heads > 1 ? p.heads / p.kv_heads : 1;
+  if (const int64_t heads = half_up(p.heads / group) * group; heads < p.heads && heads >= least_heads)
+    add([&](Problem& q) {
+      if (q.kv_heads > 1) q.kv_heads = heads / group;
+      // In layer form the head width stays.
+      if (q.channels && !q.head_dim) q.channels = q.channels / q.heads * heads;
+      q.heads = heads;
     });
   if (p.length >= 2 * kLeastExtent)
     add([](Problem& q) {
@@ -86,6 +99,40 @@ std::vector<Problem> halvings(const Problem& p, int64_t least_batch, int64_t lea
   if (p.kv_length >= 2 * kLeastExtent) add([](Problem& q) { halve(q.kv_length); });
   if (p.channels >= 2 * kLeastExtent && p.channels % 2 == 0) add([](Problem& q) { halve(q.channels); });
   return v;
+}
+
+/// The rows that a sample takes of an output, as one tensor [rows, last axis].
+RefTensor gathered(const Tensor& host, const std::vector<int64_t>& rows) {
+  const int64_t width = *(host.shape().end() - 1);
+  RefTensor r({static_cast<int64_t>(rows.size()), width});
+  for (size_t i = 0; i < rows.size(); ++i)
+    convert(
+        static_cast<const char*>(host.raw()) + rows[i] * width * static_cast<int64_t>(size_of(host.dtype())),
+        host.dtype(), r.data.data() + static_cast<int64_t>(i) * width, DType::f64, width);
+  return r;
+}
+
+/// The first row that is off by more than `allowed`, measured against its own norm or that of all rows at
+/// their mean square, whichever is larger; -1: none.
+int64_t wrong_row(const RefTensor& got, const RefTensor& want, double allowed) {
+  const int64_t rows = want.dim(0), width = want.dim(1);
+  std::vector<double> norm(static_cast<size_t>(rows)), error(static_cast<size_t>(rows));
+  double sum = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    double n = 0, e = 0;
+    for (int64_t c = r * width; c < (r + 1) * width; ++c) {
+      n += want[c] * want[c];
+      e += (got[c] - want[c]) * (got[c] - want[c]);
+    }
+    norm[static_cast<size_t>(r)] = n, error[static_cast<size_t>(r)] = e;
+    sum += n;
+  }
+  const double typical = sum / static_cast<double>(std::max<int64_t>(rows, 1));
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto at = static_cast<size_t>(r);
+    if (!(std::sqrt(error[at]) <= allowed * std::sqrt(std::max(norm[at], typical)))) return r;
+  }
+  return -1;
 }
 
 bool accepts(const Method& method, const Problem& p, const std::map<std::string, Value>& given,
@@ -141,6 +188,149 @@ bool rounding_decides(Context& ctx, const Method& method, const Instance& instan
     }
   }
   return false;
+}
+
+/// Compares as many output rows at the case's own shape as the budget allows, and what RowSample::least()
+/// says in any case that is not refused. Unchecked, with a sentence, where the method's rows cannot be told
+/// apart.
+VerifyOutcome verify_rows(Context& ctx, const Method& method, const Instance& instance,
+                          const Problem& problem, const Params& params, const VerifyOptions& options,
+                          Clock& clock) {
+  VerifyOutcome outcome;
+  const RowReferenceFn reference = find_row_reference(method.info().id);
+  const TensorMap outputs = instance.outputs();
+  if (!reference || outputs.empty()) {
+    outcome.result.how = "its reference cannot be taken row by row";
+    return outcome;
+  }
+  const auto extents = [](const Tensor& t) {
+    return std::vector<int64_t>(t.shape().begin(), t.shape().end());
+  };
+  const std::vector<int64_t> shape = extents(outputs.begin()->second);
+  int64_t operands = 0;
+  for (const TensorMap& m : {instance.inputs(), instance.weights()})
+    for (const auto& [key, t] : m) operands += t.numel();
+  for (const auto& [key, t] : outputs)
+    if (const std::vector<int64_t> of = extents(t); !is_float(t.dtype()) || of.size() != shape.size() ||
+                                                    shape.empty() || t.numel() == 0 ||
+                                                    !std::equal(shape.begin(), shape.end() - 1, of.begin())) {
+      outcome.result.how = "its outputs have no common rows to sample";
+      return outcome;
+    }
+  const int64_t bytes = operands * static_cast<int64_t>(sizeof(double));
+  if (const int64_t usable = usable_memory(); usable > 0 && bytes > usable) {
+    outcome.result.how =
+        fmt::format("its operands in double precision take {:.1f} GiB, {:.1f} GiB may be used",
+                    static_cast<double>(bytes) / (1 << 30), static_cast<double>(usable) / (1 << 30));
+    return outcome;
+  }
+
+  Context host(cpu_backend(), ctx.threads());
+  const RefMap in = widen(ctx, instance.inputs()), w = widen(ctx, instance.weights());
+  RowSample sample(shape, problem, params);
+  const double begin = clock.now_s(), longest = options.refuse_budgets * options.budget_s;
+  std::vector<int64_t> rows;
+  RefMap want;
+  double row_s = 0;
+  for (int64_t group = std::min(kFirstRows, sample.least()); group > 0;) {
+    const std::vector<int64_t> fresh = sample.next(group);
+    if (fresh.empty()) break;
+    for (auto& [key, t] : reference(problem, params, in, w, fresh)) {
+      RefTensor& all = want[key];
+      all.data.insert(all.data.end(), t.data.begin(), t.data.end());
+      all.shape = {static_cast<int64_t>(rows.size() + fresh.size()), t.dim(1)};
+    }
+    rows.insert(rows.end(), fresh.begin(), fresh.end());
+    const double spent = clock.now_s() - begin;
+    const auto have = static_cast<int64_t>(rows.size());
+    row_s = spent / static_cast<double>(have);
+    // What has to be compared may take as long as any reference; what is beyond it, the budget.
+    const int64_t missing = std::max<int64_t>(sample.least() - have, 0);
+    const double allowed = missing ? longest : options.budget_s;
+    group = std::min(kGrowth * have, sample.total() - have);
+    if (row_s > 0)
+      group = static_cast<int64_t>(std::min(static_cast<double>(group), (allowed - spent) / row_s));
+    if (missing) group = std::min(group, missing);
+  }
+  const auto have = static_cast<int64_t>(rows.size());
+  if (have < sample.least()) {
+    outcome.result.how = fmt::format(
+        "its reference takes {:.2g} s a row, and the {} rows that a sample must have do not fit into {:.0f} "
+        "s",
+        row_s, sample.least(), longest);
+    return outcome;
+  }
+
+  Verification& v = outcome.result;
+  outcome.checked = v.passed = true;
+  v.tolerance = tolerance_of(problem.dtype);
+  v.how = "own shape";
+  if (have < sample.total()) {
+    v.sampled = SampledRows{have, sample.total()};
+    v.how = fmt::format("sampled: {} of {} rows at its own shape", have, sample.total());
+  }
+  double worst = 0;
+  for (const auto& [key, t] : outputs) {
+    const auto it = want.find(key);
+    if (it == want.end()) {
+      v.passed = false;
+      v.worst = "the method gives '" + key + "', the reference does not";
+      break;
+    }
+    const RefTensor got = gathered(to_host(host, ctx, t), rows);
+    const auto place = [&](int64_t index) {
+      const int64_t width = got.dim(1);
+      return key + place_text(extents(t), rows[static_cast<size_t>(index / width)] * width + index % width) +
+             ": " + Value(got[index]).str() + " instead of " + Value(it->second[index]).str();
+    };
+    Comparison c;
+    try {
+      c = compare(got, it->second);
+    } catch (const DataError& e) {
+      v.relative_l2[key] = std::numeric_limits<double>::infinity();
+      v.passed = false;
+      v.worst = key + ": " + e.what();
+      continue;
+    }
+    const double condition = instance.condition(key), error = c.relative_l2 / condition;
+    v.relative_l2[key] = error;
+    if (!(error <= v.tolerance) && (v.passed || error > worst)) {
+      worst = error;
+      v.passed = false;
+      v.worst = place(c.worst_index);
+    } else if (const int64_t r = wrong_row(got, it->second, kRowTolerances * v.tolerance * condition);
+               r >= 0 && v.passed) {
+      v.passed = false;
+      const int64_t width = got.dim(1);
+      int64_t at = r * width;
+      for (int64_t i = at; i < (r + 1) * width; ++i)
+        if (std::fabs(got[i] - it->second[i]) > std::fabs(got[at] - it->second[at])) at = i;
+      v.worst = place(at) + fmt::format(", in a row that is off by more than {:.0f} tolerances by itself",
+                                        kRowTolerances);
+    }
+  }
+  return outcome;
+}
+
+/// `small`: what was found at a reduced shape, perhaps nothing. Together with a sample at the own shape.
+VerifyOutcome with_rows(VerifyOutcome small, Context& ctx, const Method& method, const Instance& instance,
+                        const Problem& problem, const std::map<std::string, Value>& given,
+                        const VerifyOptions& options, Clock& clock) {
+  if (!find_row_reference(method.info().id) || (small.checked && !small.result.passed)) return small;
+  VerifyOutcome own =
+      verify_rows(ctx, method, instance, problem, resolve(method, given, problem), options, clock);
+  if (!own.checked) {
+    if (!small.checked) small.result.how += "; no sample of its rows either: " + own.result.how;
+    return small;
+  }
+  if (small.checked && own.result.passed) {
+    own.result.how += "; whole at the " + small.result.how;
+    for (const auto& [key, error] : small.result.relative_l2) {
+      double& worst = own.result.relative_l2[key];
+      worst = std::max(worst, error);
+    }
+  }
+  return own;
 }
 
 }  // namespace
@@ -272,6 +462,9 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
   SteadyClock steady;
   Clock& clock = options.clock ? *options.clock : steady;
   const double allowed = options.budget_s * kReferenceFlopsPerSecond;
+  const auto sampled = [&](const VerifyOutcome& small) {
+    return with_rows(small, ctx, method, instance, problem, given, options, clock);
+  };
 
   std::vector<Problem> chain{problem};
   std::vector<double> flops{reference_flops(method, problem, given, ctx.device())};
@@ -287,7 +480,7 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
     outcome.result.how = fmt::format(
         "not verified: the reference would need about {:.0f} s even for {}, and {:.0f} s are allowed",
         flops[at] / kReferenceFlopsPerSecond, chain[at].str(), options.refuse_budgets * options.budget_s);
-    return outcome;
+    return sampled(outcome);
   }
 
   VerifyOutcome smaller;
@@ -333,7 +526,7 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
       continue;
     }
     if (tie) {
-      if (smaller.checked) return smaller;
+      if (smaller.checked) return sampled(smaller);
       outcome.checked = false;
       outcome.result.how = "not verified: rounding decides the reference's own answer (" +
                            outcome.result.worst + ") for these inputs";
@@ -344,7 +537,7 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
     smaller = outcome;
     // Halving one extent divides a reference's time by two to four; the guess is trusted between these.
     const double growth = std::clamp(flops[at] > 0 ? flops[at - 1] / flops[at] : 4.0, 2.0, 4.0);
-    if (took * growth > options.budget_s) return outcome;
+    if (took * growth > options.budget_s) return sampled(outcome);
     --at;
   }
 }

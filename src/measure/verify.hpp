@@ -22,9 +22,10 @@ void poison(Context& ctx, const TensorMap& outputs);
 int64_t count_nan(Context& ctx, const TensorMap& outputs);
 
 struct VerifyOptions {
-  /// A reference that would take longer than this is run on a reduced shape.
+  /// A reference that would take longer than this is taken for a sample of rows, or run on a reduced shape.
   double budget_s = 1.0;
-  /// Beyond this many budgets even the smallest shape is refused: the case stays unverified.
+  /// Beyond this many budgets even the smallest shape, or the smallest sample, is refused: the case stays
+  /// unverified.
   double refuse_budgets = 20;
   Clock* clock = nullptr;  ///< null: the steady clock
   int64_t memory_limit = 0;
@@ -43,7 +44,10 @@ Verification verify_instance(Context& ctx, const Method& method, const Instance&
 
 /// Verifies a case at its own shape (`instance` has run there) when the reference is quick enough. Otherwise
 /// at the largest reduced shape that is: halving batch and heads down to two of each, then lengths, grids,
-/// sizes and channels, then batch and heads to one, wherever the method accepts it. References are timed as
+/// sizes and channels, then batch and heads to one (odd counts rounded up), wherever the method accepts it.
+/// Where the reference can be taken row by row, a seeded sample of rows is then compared at the own shape as
+/// well: as many as take another budget, spread by RowSample; no row of it may be off by more than four
+/// tolerances by itself. References are timed as
 /// the shapes grow, so no model of their cost is trusted for long. Every shape on the way is compared too.
 /// Where the outputs differ and the reference itself answers otherwise once its operands move by a few f32
 /// roundings (a near tie decides a selection), the next seed's inputs are compared instead; a case with no

@@ -15,16 +15,16 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return s + "]";
 }
 
-std::string place(const RefTensor& t, int64_t index) {
-  std::vector<int64_t> at(t.shape.size());
-  for (size_t axis = t.shape.size(); axis-- > 0;) {
-    at[axis] = index % t.shape[axis];
-    index /= t.shape[axis];
+}  // namespace
+
+std::string place_text(const std::vector<int64_t>& shape, int64_t index) {
+  std::vector<int64_t> at(shape.size());
+  for (size_t axis = shape.size(); axis-- > 0;) {
+    at[axis] = index % shape[axis];
+    index /= shape[axis];
   }
   return shape_text(at);
 }
-
-}  // namespace
 
 Comparison compare(const RefTensor& got, const RefTensor& want) {
   if (got.shape != want.shape)
@@ -45,7 +45,8 @@ Comparison compare(const RefTensor& got, const RefTensor& want) {
     }
     if (!std::isfinite(g) || !std::isfinite(w)) {
       c.relative_l2 = c.max_absolute = std::numeric_limits<double>::infinity();
-      c.worst = place(want, i) + ": " + Value(g).str() + " instead of " + Value(w).str();
+      c.worst_index = i;
+      c.worst = place_text(want.shape, i) + ": " + Value(g).str() + " instead of " + Value(w).str();
       return c;
     }
     const double d = std::fabs(g - w);
@@ -54,8 +55,10 @@ Comparison compare(const RefTensor& got, const RefTensor& want) {
     if (d > c.max_absolute) c.max_absolute = d, worst = i;
   }
   c.relative_l2 = norm > 0 ? std::sqrt(error / norm) : std::sqrt(error) * scale;
+  c.worst_index = worst;
   if (worst >= 0)
-    c.worst = place(want, worst) + ": " + Value(got[worst]).str() + " instead of " + Value(want[worst]).str();
+    c.worst = place_text(want.shape, worst) + ": " + Value(got[worst]).str() + " instead of " +
+              Value(want[worst]).str();
   return c;
 }
 

@@ -13,8 +13,12 @@ struct Comparison {
   /// where only one side is NaN or infinite (relative_l2 and max_absolute are infinite then). Empty when
   /// nothing differs.
   std::string worst;
+  int64_t worst_index = -1;  ///< row-major index of that element; -1: nothing differs
 };
 /// Throws DataError when the shapes differ. Equal infinities count as equal.
 Comparison compare(const RefTensor& got, const RefTensor& want);
+
+/// "[3, 17, 5]": element `index` of a row-major tensor.
+std::string place_text(const std::vector<int64_t>& shape, int64_t index);
 
 }  // namespace attnbench

@@ -4,8 +4,8 @@
 namespace attnbench {
 namespace {
 
-RefMap neighborhood_reference(const Problem& problem, const Params& params, const RefMap& inputs,
-                              const RefMap& weights) {
+RefMap neighborhood_rows(const Problem& problem, const Params& params, const RefMap& inputs,
+                         const RefMap& weights, const std::vector<int64_t>& rows) {
   const auto axes = ref::neighborhood_axes(problem, params, {{7}, {7, 7}, {7, 7, 7}}, false);
   const double d = static_cast<double>(inputs.at("q").shape.back());
   const double scale = params.is_null("scale") ? 1.0 / std::sqrt(d) : params.number("scale");
@@ -23,9 +23,15 @@ RefMap neighborhood_reference(const Problem& problem, const Params& params, cons
       return table[at];
     };
   }
-  return {{"o", ref::neighborhood(axes, scale, heads_first, inputs, bias)}};
+  return {{"o", ref::neighborhood(axes, scale, heads_first, inputs, rows, bias)}};
+}
+
+RefMap neighborhood_reference(const Problem& problem, const Params& params, const RefMap& inputs,
+                              const RefMap& weights) {
+  return ref::all_rows(neighborhood_rows, problem, params, inputs, weights, inputs.at("q").shape);
 }
 ATTNBENCH_REFERENCE(neighborhood_attention, neighborhood_reference);
+ATTNBENCH_ROW_REFERENCE(neighborhood_attention, neighborhood_rows);
 
 }  // namespace
 }  // namespace attnbench

@@ -44,17 +44,18 @@ inline std::vector<int64_t> by_axis(const Params& params, const std::string& nam
   return v;
 }
 
-/// q, k, v with tokens row-major between the batch and the last axes. `heads_first`: [B, H, tokens.., D],
-/// else [B, tokens.., H, D]. `bias(h, i, j)` is added to the scaled score of query coordinates i and key
-/// coordinates j.
+/// Rows of the output, indices into it as [rows, D]. q, k, v with tokens row-major between the batch and the
+/// last axes. `heads_first`: [B, H, tokens.., D], else [B, tokens.., H, D]. `bias(h, i, j)` is added to the
+/// scaled score of query coordinates i and key coordinates j.
 using NeighborhoodBias =
     std::function<double(int64_t h, const std::vector<int64_t>& i, const std::vector<int64_t>& j)>;
 inline RefTensor neighborhood(const std::vector<NeighborhoodAxis>& axes, double scale, bool heads_first,
-                              const RefMap& inputs, const NeighborhoodBias& bias = {}) {
+                              const RefMap& inputs, const std::vector<int64_t>& rows,
+                              const NeighborhoodBias& bias = {}) {
   const RefTensor &q = inputs.at("q"), &k = inputs.at("k"), &v = inputs.at("v");
   const size_t rank = axes.size();
   const size_t head_axis = heads_first ? 1 : rank + 1;
-  const int64_t batch = q.dim(0), heads = q.dim(head_axis), kv_heads = k.dim(head_axis), d = q.dim(rank + 2);
+  const int64_t heads = q.dim(head_axis), kv_heads = k.dim(head_axis), d = q.dim(rank + 2);
   int64_t n = 1;
   for (const NeighborhoodAxis& a : axes) n *= a.extent;
   const auto row = [&](int64_t b, int64_t h, int64_t token, int64_t of) {
@@ -62,9 +63,14 @@ inline RefTensor neighborhood(const std::vector<NeighborhoodAxis>& axes, double 
   };
   const RefTensor* extra_k = inputs.contains("extra_k") ? &inputs.at("extra_k") : nullptr;
   const RefTensor* extra_v = extra_k ? &inputs.at("extra_v") : nullptr;
-  RefTensor o(q.shape);
+  const auto count = static_cast<int64_t>(rows.size());
+  RefTensor o({count, d});
 #pragma omp parallel for schedule(dynamic, 8)
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t r = 0; r < count; ++r) {
+    const int64_t index = rows[static_cast<size_t>(r)];
+    const int64_t i = heads_first ? index % n : index / heads % n;
+    const int64_t h = heads_first ? index / n % heads : index % heads;
+    const int64_t b = index / n / heads;
     std::vector<int64_t> at(rank), place(rank);
     std::vector<std::vector<int64_t>> members(rank);
     int64_t rest = i;
@@ -85,33 +91,30 @@ inline RefTensor neighborhood(const std::vector<NeighborhoodAxis>& axes, double 
       keys = std::move(longer);
     }
     const int64_t more = extra_k ? extra_k->dim(1) : 0;
-    for (int64_t b = 0; b < batch; ++b)
-      for (int64_t h = 0; h < heads; ++h) {
-        const int64_t g = h / (heads / kv_heads);
-        std::vector<double> p;
-        std::vector<const double*> values;
-        const double* query = q.data.data() + row(b, h, i, heads);
-        const auto score = [&](const double* key) {
-          double s = 0;
-          for (int64_t c = 0; c < d; ++c) s += query[c] * key[c];
-          return s * scale;
-        };
-        for (const auto& y : keys) {
-          int64_t token = 0;
-          for (size_t a = 0; a < rank; ++a) token = token * axes[a].extent + y[a];
-          p.push_back(score(k.data.data() + row(b, g, token, kv_heads)) + (bias ? bias(h, at, y) : 0.0));
-          values.push_back(v.data.data() + row(b, g, token, kv_heads));
-        }
-        for (int64_t x = 0; x < more; ++x) {
-          const int64_t from = ((b * more + x) * kv_heads + g) * d;
-          p.push_back(score(extra_k->data.data() + from));
-          values.push_back(extra_v->data.data() + from);
-        }
-        softmax_row(p, std::vector<char>(p.size(), 1));
-        double* out = o.data.data() + row(b, h, i, heads);
-        for (size_t x = 0; x < p.size(); ++x)
-          for (int64_t c = 0; c < d; ++c) out[c] += p[x] * values[x][c];
-      }
+    const int64_t g = h / (heads / kv_heads);
+    std::vector<double> p;
+    std::vector<const double*> values;
+    const double* query = q.data.data() + index * d;
+    const auto score = [&](const double* key) {
+      double s = 0;
+      for (int64_t c = 0; c < d; ++c) s += query[c] * key[c];
+      return s * scale;
+    };
+    for (const auto& y : keys) {
+      int64_t token = 0;
+      for (size_t a = 0; a < rank; ++a) token = token * axes[a].extent + y[a];
+      p.push_back(score(k.data.data() + row(b, g, token, kv_heads)) + (bias ? bias(h, at, y) : 0.0));
+      values.push_back(v.data.data() + row(b, g, token, kv_heads));
+    }
+    for (int64_t x = 0; x < more; ++x) {
+      const int64_t from = ((b * more + x) * kv_heads + g) * d;
+      p.push_back(score(extra_k->data.data() + from));
+      values.push_back(extra_v->data.data() + from);
+    }
+    softmax_row(p, std::vector<char>(p.size(), 1));
+    double* out = o.data.data() + r * d;
+    for (size_t x = 0; x < p.size(); ++x)
+      for (int64_t c = 0; c < d; ++c) out[c] += p[x] * values[x][c];
   }
   return o;
 }

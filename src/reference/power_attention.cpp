@@ -1,5 +1,4 @@
 // Reference of `power_attention`: the predicate of each pattern, pair by pair.
-#include <cmath>
 #include <cstdlib>
 
 #include "reference/reference.hpp"
@@ -26,40 +25,25 @@ bool reads(const Params& params, int64_t bq, int64_t bk) {
   return x < 128 && y % 16 == 0;
 }
 
-RefMap power_attention_reference(const Problem&, const Params& params, const RefMap& inputs, const RefMap&) {
-  const RefTensor &q = inputs.at("q"), &k = inputs.at("k"), &v = inputs.at("v");
-  const int64_t batch = q.dim(0), heads = q.dim(1), n = q.dim(2), d = q.dim(3);
-  const int64_t kv_heads = k.dim(1), m = k.dim(2), b = params.integer("block_size");
-  const Value& given = params.value("scale");
-  const double scale = given.is_null() ? 1.0 / std::sqrt(static_cast<double>(d)) : given.as_double();
+RefMap power_attention_rows(const Problem&, const Params& params, const RefMap& inputs, const RefMap&,
+                            const std::vector<int64_t>& rows) {
+  const int64_t n = inputs.at("q").dim(2), m = inputs.at("k").dim(2), b = params.integer("block_size");
   const bool causal = params.boolean("causal");
-  RefTensor o({batch, heads, n, d});
-#pragma omp parallel for collapse(2) schedule(dynamic)
-  for (int64_t s = 0; s < batch; ++s)
-    for (int64_t h = 0; h < heads; ++h) {
-      const int64_t kv = s * kv_heads + h / (heads / kv_heads);
-      std::vector<double> p(static_cast<size_t>(m));
-      std::vector<char> visible(static_cast<size_t>(m));
-      for (int64_t row = 0; row < n; ++row) {
-        const int64_t i = m - n + row, from = ((s * heads + h) * n + row) * d;
-        for (int64_t j = 0; j < m; ++j) {
-          const auto at = static_cast<size_t>(j);
-          visible[at] = (!causal || j <= i) && reads(params, i / b, j / b);
-          p[at] = 0;
-          if (!visible[at]) continue;
-          for (int64_t c = 0; c < d; ++c) p[at] += q[from + c] * k[(kv * m + j) * d + c];
-          p[at] *= scale;
-        }
-        if (!ref::softmax_row(p, visible)) continue;
-        for (int64_t j = 0; j < m; ++j)
-          if (visible[static_cast<size_t>(j)])
-            for (int64_t c = 0; c < d; ++c)
-              o[from + c] += p[static_cast<size_t>(j)] * v[(kv * m + j) * d + c];
-      }
-    }
-  return {{"o", o}};
+  return ref::attention_rows(inputs, ref::attention_scale(params, inputs), rows,
+                             [&](int64_t, int64_t, int64_t row, std::vector<char>& visible) {
+                               const int64_t i = m - n + row;
+                               for (int64_t j = 0; j < m; ++j)
+                                 visible[static_cast<size_t>(j)] =
+                                     (!causal || j <= i) && reads(params, i / b, j / b);
+                             });
+}
+
+RefMap power_attention_reference(const Problem& problem, const Params& params, const RefMap& inputs,
+                                 const RefMap& weights) {
+  return ref::all_rows(power_attention_rows, problem, params, inputs, weights, inputs.at("q").shape);
 }
 ATTNBENCH_REFERENCE(power_attention, power_attention_reference);
+ATTNBENCH_ROW_REFERENCE(power_attention, power_attention_rows);
 
 }  // namespace
 }  // namespace attnbench

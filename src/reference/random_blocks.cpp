@@ -9,13 +9,9 @@
 namespace attnbench {
 namespace {
 
-RefMap random_blocks_reference(const Problem& problem, const Params& params, const RefMap& inputs,
-                               const RefMap&) {
-  const RefTensor &q = inputs.at("q"), &k = inputs.at("k"), &v = inputs.at("v");
-  const int64_t batch = q.dim(0), heads = q.dim(1), n = q.dim(2), d = q.dim(3);
-  const int64_t kv_heads = k.dim(1), m = k.dim(2);
-  const Value& given = params.value("scale");
-  const double scale = given.is_null() ? 1.0 / std::sqrt(static_cast<double>(d)) : given.as_double();
+RefMap random_blocks_rows(const Problem& problem, const Params& params, const RefMap& inputs, const RefMap&,
+                          const std::vector<int64_t>& rows) {
+  const int64_t m = inputs.at("k").dim(2);
   const int64_t block = params.integer("block_size"), columns = (m + block - 1) / block;
   const auto seed = static_cast<uint64_t>(params.integer("pattern_seed"));
   const auto chosen = [&](int64_t r, int64_t c) {
@@ -33,29 +29,30 @@ RefMap random_blocks_reference(const Problem& problem, const Params& params, con
         ++before;
     return static_cast<double>(before) < std::max(1.0, wanted);
   };
-  RefTensor o({batch, heads, n, d});
-  for (int64_t i = 0; i < n; ++i) {
-    std::vector<char> visible(static_cast<size_t>(m));
-    for (int64_t c = 0; c < columns; ++c)
-      if (chosen(i / block, c))
-        for (int64_t j = c * block; j < std::min(m, (c + 1) * block); ++j)
-          visible[static_cast<size_t>(j)] = !problem.causal || j <= i;
-    for (int64_t bh = 0; bh < batch * heads; ++bh) {
-      const int64_t kv = bh / heads * kv_heads + bh % heads / (heads / kv_heads), row = bh * n + i;
-      std::vector<double> p(static_cast<size_t>(m));
-      for (int64_t j = 0; j < m; ++j)
-        for (int64_t c = 0; c < d; ++c)
-          p[static_cast<size_t>(j)] += scale * q[row * d + c] * k[(kv * m + j) * d + c];
-      if (!ref::softmax_row(p, visible)) continue;
-      for (int64_t j = 0; j < m; ++j)
-        if (visible[static_cast<size_t>(j)])
-          for (int64_t c = 0; c < d; ++c)
-            o[row * d + c] += p[static_cast<size_t>(j)] * v[(kv * m + j) * d + c];
-    }
+  // Which blocks a block of queries reads is the same for every batch and head.
+  const int64_t n = inputs.at("q").dim(2);
+  std::map<int64_t, std::vector<char>> reads;
+  for (const int64_t row : rows) {
+    std::vector<char>& of = reads[row % n / block];
+    if (!of.empty()) continue;
+    of.resize(static_cast<size_t>(columns));
+    for (int64_t c = 0; c < columns; ++c) of[static_cast<size_t>(c)] = chosen(row % n / block, c);
   }
-  return {{"o", o}};
+  return ref::attention_rows(inputs, ref::attention_scale(params, inputs), rows,
+                             [&](int64_t, int64_t, int64_t i, std::vector<char>& visible) {
+                               const std::vector<char>& of = reads.at(i / block);
+                               for (int64_t j = 0; j < m; ++j)
+                                 visible[static_cast<size_t>(j)] =
+                                     of[static_cast<size_t>(j / block)] && (!problem.causal || j <= i);
+                             });
+}
+
+RefMap random_blocks_reference(const Problem& problem, const Params& params, const RefMap& inputs,
+                               const RefMap& weights) {
+  return ref::all_rows(random_blocks_rows, problem, params, inputs, weights, inputs.at("q").shape);
 }
 ATTNBENCH_REFERENCE(random_blocks, random_blocks_reference);
+ATTNBENCH_ROW_REFERENCE(random_blocks, random_blocks_rows);
 
 }  // namespace
 }  // namespace attnbench

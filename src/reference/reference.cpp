@@ -2,12 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace attnbench {
 
 namespace {
 std::map<std::string, ReferenceFn>& storage() {
   static std::map<std::string, ReferenceFn> references;
+  return references;
+}
+std::map<std::string, RowReferenceFn>& row_storage() {
+  static std::map<std::string, RowReferenceFn> references;
   return references;
 }
 }  // namespace
@@ -27,6 +32,16 @@ ReferenceFn find_reference(const std::string& method_id) {
 
 bool register_reference(const std::string& method_id, ReferenceFn fn) {
   storage()[method_id] = fn;
+  return true;
+}
+
+RowReferenceFn find_row_reference(const std::string& method_id) {
+  const auto it = row_storage().find(method_id);
+  return it == row_storage().end() ? nullptr : it->second;
+}
+
+bool register_row_reference(const std::string& method_id, RowReferenceFn fn) {
+  row_storage()[method_id] = fn;
   return true;
 }
 
@@ -87,6 +102,61 @@ bool softmax_row(std::vector<double>& scores, const std::vector<char>& visible) 
   }
   for (double& s : scores) s /= sum;
   return true;
+}
+
+RefMap all_rows(RowReferenceFn fn, const Problem& problem, const Params& params, const RefMap& inputs,
+                const RefMap& weights, const std::vector<int64_t>& shape) {
+  int64_t count = 1;
+  for (size_t axis = 0; axis + 1 < shape.size(); ++axis) count *= shape[axis];
+  std::vector<int64_t> rows(static_cast<size_t>(count));
+  std::iota(rows.begin(), rows.end(), 0);
+  RefMap all = fn(problem, params, inputs, weights, rows);
+  for (auto& [key, t] : all) {
+    std::vector<int64_t> full(shape.begin(), shape.end() - 1);
+    full.push_back(t.shape.back());
+    t.shape = std::move(full);
+  }
+  return all;
+}
+
+RefMap attention_rows(const RefMap& inputs, double scale, const std::vector<int64_t>& rows,
+                      const VisibleKeys& see) {
+  const RefTensor &q = inputs.at("q"), &k = inputs.at("k"), &v = inputs.at("v");
+  const int64_t heads = q.dim(1), n = q.dim(2), d = q.dim(3);
+  const int64_t kv_heads = k.dim(1), m = k.dim(2), e = v.dim(3);
+  const auto count = static_cast<int64_t>(rows.size());
+  RefTensor o({count, e});
+#pragma omp parallel
+  {
+    std::vector<double> p(static_cast<size_t>(m));
+    std::vector<char> visible(static_cast<size_t>(m));
+#pragma omp for schedule(dynamic)
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t row = rows[static_cast<size_t>(r)];
+      const int64_t i = row % n, h = row / n % heads, b = row / n / heads;
+      const int64_t kv = b * kv_heads + h / (heads / kv_heads);
+      std::fill(visible.begin(), visible.end(), char{0});
+      see(b, h, i, visible);
+      for (int64_t j = 0; j < m; ++j) {
+        const auto at = static_cast<size_t>(j);
+        p[at] = 0;
+        if (!visible[at]) continue;
+        for (int64_t c = 0; c < d; ++c) p[at] += q[row * d + c] * k[(kv * m + j) * d + c];
+        p[at] *= scale;
+      }
+      if (!softmax_row(p, visible)) continue;
+      for (int64_t j = 0; j < m; ++j)
+        if (visible[static_cast<size_t>(j)])
+          for (int64_t c = 0; c < e; ++c) o[r * e + c] += p[static_cast<size_t>(j)] * v[(kv * m + j) * e + c];
+    }
+  }
+  return {{"o", std::move(o)}};
+}
+
+double attention_scale(const Params& params, const RefMap& inputs) {
+  const Value& given = params.value("scale");
+  return given.is_null() ? 1.0 / std::sqrt(static_cast<double>(inputs.at("q").shape.back()))
+                         : given.as_double();
 }
 
 }  // namespace ref

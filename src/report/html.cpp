@@ -473,12 +473,13 @@ std::string tile(const std::string& value, const std::string& what, const char* 
 }
 
 std::string tiles(const RunResult& run) {
-  size_t ok = 0, bad = 0, held = 0, outside = 0, verified = 0;
+  size_t ok = 0, bad = 0, held = 0, outside = 0, verified = 0, sampled = 0;
   const CaseResult* best = nullptr;
   for (const CaseResult& c : run.cases) {
     ok += c.status == CaseStatus::ok;
     bad += c.status == CaseStatus::failed || c.status == CaseStatus::inconsistent;
     verified += c.verification && c.verification->passed;
+    sampled += c.verification && c.verification->passed && c.verification->sampled;
     if (c.status == CaseStatus::ok && c.ratio && (!best || c.ratio->value > best->ratio->value)) best = &c;
   }
   for (const ClaimResult& c : run.claims) {
@@ -487,7 +488,9 @@ std::string tiles(const RunResult& run) {
     outside += c.verdict == V::outside;
   }
   std::string out = tile(fmt::format("{} of {}", ok, run.cases.size()), "cases measured", bad ? "bad" : "");
-  out += tile(fmt::format("{}", verified), "verified against the reference");
+  out += tile(fmt::format("{}", verified),
+              "verified against the reference" +
+                  (sampled ? fmt::format(", {} by a sample of rows", sampled) : std::string()));
   if (bad) out += tile(fmt::format("{}", bad), "failed or inconsistent", "bad");
   if (best) out += tile(figure4(best->ratio->value) + "x", "best speed-up: " + best->spec.name);
   if (!run.claims.empty())

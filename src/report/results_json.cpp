@@ -81,9 +81,15 @@ void fields(A& a, Sustained& s) {
 }
 
 template <class A>
+void fields(A& a, SampledRows& s) {
+  a("rows", s.rows), a("of", s.of);
+}
+
+template <class A>
 void fields(A& a, Verification& v) {
   a("how", v.how), a("passed", v.passed), a("tolerance", v.tolerance), a("relative_l2", v.relative_l2);
   a("worst", v.worst);
+  a.rare("sampled", v.sampled);
 }
 
 template <class A>

@@ -81,31 +81,35 @@ ReportTable case_table(const RunResult& run) {
   t.columns = {{"case"},           {"status"},        {"time", true},  {"sustained", true},
                {"speed-up", true}, {"95% interval"},  {"GFLOP", true}, {"GFLOP/s", true},
                {"GB/s", true},     {"ceiling", true}, {"bound by"},    {"workspace", true},
-               {"prepare", true},  {"rel. L2", true}};
+               {"prepare", true},  {"rel. L2", true}, {"compared"}};
   for (const CaseResult& c : run.cases) {
     // Rates above the machine's ceiling are withheld: they cannot be true.
     const bool rates = c.bound && c.status != CaseStatus::inconsistent;
     const bool timed = c.time.has_value();
-    t.rows.push_back({{c.spec.name, c.status == CaseStatus::ok ? "" : std::string(name(c.status)),
-                       timed ? time_text(*c.time) : "",
-                       c.sustained && c.sustained->differs()
-                           ? fmt::format("{} ({:+.0f}%)", seconds_text(c.sustained->sustained_s),
-                                         100 * (c.sustained->sustained_s / c.sustained->burst_s - 1))
-                           : "",
-                       c.ratio ? figure(c.ratio->value) + "x" : "",
-                       c.ratio ? interval(c.ratio->ci_low, c.ratio->ci_high) : "",
-                       c.counted.flops() > 0 ? figure(static_cast<double>(c.counted.flops()) * 1e-9) : "",
-                       rates ? figure(c.bound->gflops) : "", rates ? figure(c.bound->gbytes_per_s) : "",
-                       rates ? fmt::format("{:.0f}%", c.bound->percent_of_ceiling) : "",
-                       rates ? c.bound->bound_by : "", c.memory ? bytes_text(c.memory->workspace_peak) : "",
-                       c.prepare_s && *c.prepare_s > 0 ? seconds_text(*c.prepare_s) : "", error_text(c)},
-                      mood_of(c.status),
-                      {NAN, NAN, timed ? c.time->median_s : NAN, c.sustained ? c.sustained->sustained_s : NAN,
-                       c.ratio ? c.ratio->value : NAN, c.ratio ? c.ratio->ci_low : NAN,
-                       static_cast<double>(c.counted.flops()), rates ? c.bound->gflops : NAN,
-                       rates ? c.bound->gbytes_per_s : NAN, rates ? c.bound->percent_of_ceiling : NAN, NAN,
-                       c.memory ? static_cast<double>(c.memory->workspace_peak) : NAN,
-                       c.prepare_s ? *c.prepare_s : NAN, largest_error(c)}});
+    t.rows.push_back(
+        {{c.spec.name, c.status == CaseStatus::ok ? "" : std::string(name(c.status)),
+          timed ? time_text(*c.time) : "",
+          c.sustained && c.sustained->differs()
+              ? fmt::format("{} ({:+.0f}%)", seconds_text(c.sustained->sustained_s),
+                            100 * (c.sustained->sustained_s / c.sustained->burst_s - 1))
+              : "",
+          c.ratio ? figure(c.ratio->value) + "x" : "",
+          c.ratio ? interval(c.ratio->ci_low, c.ratio->ci_high) : "",
+          c.counted.flops() > 0 ? figure(static_cast<double>(c.counted.flops()) * 1e-9) : "",
+          rates ? figure(c.bound->gflops) : "", rates ? figure(c.bound->gbytes_per_s) : "",
+          rates ? fmt::format("{:.0f}%", c.bound->percent_of_ceiling) : "", rates ? c.bound->bound_by : "",
+          c.memory ? bytes_text(c.memory->workspace_peak) : "",
+          c.prepare_s && *c.prepare_s > 0 ? seconds_text(*c.prepare_s) : "", error_text(c),
+          c.verification && c.verification->sampled
+              ? fmt::format("{} of {} rows", c.verification->sampled->rows, c.verification->sampled->of)
+              : ""},
+         mood_of(c.status),
+         {NAN, NAN, timed ? c.time->median_s : NAN, c.sustained ? c.sustained->sustained_s : NAN,
+          c.ratio ? c.ratio->value : NAN, c.ratio ? c.ratio->ci_low : NAN,
+          static_cast<double>(c.counted.flops()), rates ? c.bound->gflops : NAN,
+          rates ? c.bound->gbytes_per_s : NAN, rates ? c.bound->percent_of_ceiling : NAN, NAN,
+          c.memory ? static_cast<double>(c.memory->workspace_peak) : NAN, c.prepare_s ? *c.prepare_s : NAN,
+          largest_error(c), NAN}});
   }
   t.drop_empty_columns();
   return t;

@@ -15,10 +15,10 @@ using nlohmann::json;
 
 namespace {
 
-const std::vector<std::string> kCommands{"report", "dashboard", "run",       "list",       "describe", "verify", "analyze",
-                                         "apply",     "devices",    "roofline", "doctor", "schema",
-                                         "validate",  "completion", "compare",  "check",  "history",
-                                         "calibrate", "merge",      "prove",    "sample"};
+const std::vector<std::string> kCommands{
+    "report",  "dashboard", "run",      "list",      "describe", "verify",   "analyze",
+    "apply",   "devices",   "roofline", "doctor",    "schema",   "validate", "completion",
+    "compare", "check",     "history",  "calibrate", "merge",    "prove",    "sample"};
 
 }  // namespace
 
@@ -78,6 +78,8 @@ TEST_CASE("wrong words end with 2 and the nearest right one") {
   check({"verify", "dens"}, "unknown method 'dens'; did you mean 'dense'?");
   check({"verify", "dense", "--dtype", "f33"}, "f33");
   check({"verify", "dense", "--threads", "0"}, "--threads");
+  check({"verify", "dense", "--verify-budget", "0"}, "--verify-budget");
+  check({"run", "hilo", "--verify-budget", "soon"}, "--verify-budget");
   check({"analyze", "dense", "--problem", "length"}, "'length' is not of the form key=value");
   check({"analyze", "dense", "--problem", "lenght=5"}, "did you mean 'length'?");
   check({"analyze", "dense", "--problem", "length=0"}, "at least 1 is wanted, not 0");

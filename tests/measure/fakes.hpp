@@ -175,4 +175,77 @@ inline const Method& unchecked() {
   return find_method("fake_unchecked");
 }
 
+/// o = 2 q with q, k, v in heads form. `fault`: none; head (one head of one batch is off); row (a position is
+/// off in every head); lone_row (one row of the output alone).
+class RowDoubler final : public Method {
+ public:
+  RowDoubler() {
+    info_.id = info_.card = "fake_rows";
+    info_.title = "Rows doubled";
+    info_.kinds = {ProblemKind::sequence};
+    info_.dtypes = {DType::f32};
+    info_.params = {spec::choice("fault", {"none", "head", "row", "lone_row"}, "what goes wrong"),
+                    spec::integer("at", 0, 0, "head, position or row that is off"),
+                    spec::integer("block_size", 48, 1, "tokens of a tile")};
+    info_.example.heads = 2, info_.example.length = 8, info_.example.head_dim = 4;
+  }
+  const MethodInfo& info() const override { return info_; }
+  std::unique_ptr<Instance> make(Context& ctx, const Problem& p, const Params& params) const override {
+    return std::make_unique<Run>(ctx, p, params);
+  }
+
+ private:
+  class Run final : public Instance {
+   public:
+    Run(Context& ctx, const Problem& p, const Params& params)
+        : fault_(params.choice("fault")),
+          at_(params.integer("at")),
+          heads_(p.heads),
+          length_(p.length),
+          width_(p.head_dim) {
+      input_specs_ = {{"q", {p.batch, p.heads, p.length, p.head_dim}, DType::f32, Init::normal(), false, ""}};
+      o_ = ctx.allocate(DType::f32, {p.batch, p.heads, p.length, p.head_dim}, MemoryClass::output);
+    }
+    void run(Context&) override {
+      const float* q = input("q").data<float>();
+      float* o = o_.data<float>();
+      for (int64_t i = 0; i < o_.numel(); ++i) {
+        const int64_t row = i / width_;
+        const bool off = (fault_ == "head" && row / length_ == at_) ||
+                         (fault_ == "row" && row % length_ == at_) || (fault_ == "lone_row" && row == at_);
+        o[i] = (off ? -2.0F : 2.0F) * q[i];
+      }
+    }
+    TensorMap outputs() const override { return {{"o", o_}}; }
+    ClosedForm cost() const override { return {}; }
+
+   private:
+    std::string fault_;
+    int64_t at_, heads_, length_, width_;
+    Tensor o_;
+  };
+  MethodInfo info_;
+};
+
+inline RefMap rows_of_doubled(const Problem&, const Params&, const RefMap& inputs, const RefMap&,
+                              const std::vector<int64_t>& rows) {
+  const RefTensor& q = inputs.at("q");
+  const int64_t d = q.dim(3);
+  RefTensor o({static_cast<int64_t>(rows.size()), d});
+  for (size_t r = 0; r < rows.size(); ++r)
+    for (int64_t c = 0; c < d; ++c) o[static_cast<int64_t>(r) * d + c] = 2 * q[rows[r] * d + c];
+  return {{"o", o}};
+}
+inline RefMap rows_doubled(const Problem& p, const Params& params, const RefMap& inputs, const RefMap& w) {
+  return ref::all_rows(rows_of_doubled, p, params, inputs, w, inputs.at("q").shape);
+}
+
+inline const Method& row_doubler() {
+  static const bool once = register_method(std::make_unique<RowDoubler>()) &&
+                           register_reference("fake_rows", rows_doubled) &&
+                           register_row_reference("fake_rows", rows_of_doubled);
+  (void)once;
+  return find_method("fake_rows");
+}
+
 }  // namespace attnbench::fake

@@ -173,6 +173,148 @@ TEST_CASE("a case beyond every budget stays unverified") {
   CHECK_THAT(v.result.how, ContainsSubstring("not verified: the reference would need"));
 }
 
+namespace {
+Problem in_heads(int64_t batch, int64_t heads, int64_t length) {
+  Problem p = sequence(batch, length);
+  p.heads = heads, p.head_dim = 4;
+  return p;
+}
+/// Beyond the budget by the guess, so that rows are sampled: no shape is small enough for it.
+VerifyOptions hurried() {
+  static Ticking clock;
+  VerifyOptions o;
+  o.clock = &clock;
+  o.budget_s = 1e-9, o.refuse_budgets = 1e10;
+  return o;
+}
+/// As above, but every reduced shape is refused as well.
+VerifyOptions only_rows() {
+  VerifyOptions o = hurried();
+  o.budget_s = 1e-12;
+  static attnbench::mock::MockClock still;
+  o.clock = &still;
+  o.refuse_budgets = 1;
+  return o;
+}
+}  // namespace
+
+TEST_CASE("where all rows would take too long, a sample is compared at the own shape and says so") {
+  const VerifyOutcome v = verified(fake::row_doubler(), in_heads(2, 3, 4096), {}, hurried());
+  CHECK(v.checked);
+  CHECK(v.result.passed);
+  REQUIRE(v.result.sampled);
+  CHECK(v.result.sampled->of == 2 * 3 * 4096);
+  CHECK(v.result.sampled->rows >= 2 + 2 * 6);
+  CHECK(v.result.sampled->rows < v.result.sampled->of);
+  CHECK_THAT(v.result.how,
+             ContainsSubstring(" of 24576 rows at its own shape; whole at the reduced shape: "));
+  // Enough time: whole.
+  CHECK_FALSE(verified(fake::row_doubler(), in_heads(2, 3, 64), {}, {}).result.sampled);
+  // A reference that is no rows stays as it was.
+  CHECK_FALSE(verified(fake::doubler(), sequence(8, 4096), {}, hurried()).result.sampled);
+}
+
+TEST_CASE("a sample alone verifies a case that no reduced shape could") {
+  Ticking clock;
+  VerifyOptions o = only_rows();
+  o.clock = &clock;
+  const VerifyOutcome v = verified(fake::row_doubler(), in_heads(1, 3, 512), {}, o);
+  CHECK(v.checked);
+  CHECK(v.result.passed);
+  CHECK(v.result.sampled);
+  CHECK(v.result.how == "sampled: 8 of 1536 rows at its own shape");
+  // More heads than rows that fit into all that is allowed: no verification.
+  const VerifyOutcome few = verified(fake::row_doubler(), in_heads(8, 3, 512), {}, o);
+  CHECK_FALSE(few.checked);
+  CHECK_THAT(few.result.how, ContainsSubstring("the 50 rows that a sample must have do not fit"));
+}
+
+TEST_CASE("a sample catches what is wrong in one head") {
+  for (int64_t head = 0; head < 6; ++head) {
+    // The reduced shapes have fewer heads: those pass.
+    const VerifyOutcome v =
+        verified(fake::row_doubler(), in_heads(2, 3, 4096), {{"fault", "head"}, {"at", head}}, hurried());
+    CHECK(v.checked);
+    CHECK_FALSE(v.result.passed);
+    CHECK_THAT(v.result.worst, ContainsSubstring("o["));
+  }
+}
+
+TEST_CASE("a sample catches one wrong row at the end, and a wrong border of a tile") {
+  const int64_t last = 2 * 3 * 4096 - 1;
+  const VerifyOutcome end =
+      verified(fake::row_doubler(), in_heads(2, 3, 4096), {{"fault", "lone_row"}, {"at", last}}, hurried());
+  CHECK_FALSE(end.result.passed);
+  CHECK_THAT(end.result.worst, ContainsSubstring("o[1, 2, 4095, "));
+  VerifyOptions o = only_rows();
+  o.budget_s = 1e-7;  // rows cost no time by this clock: all are taken
+  const VerifyOutcome border =
+      verified(fake::row_doubler(), in_heads(2, 3, 4096), {{"fault", "row"}, {"at", 48}}, o);
+  CHECK_FALSE(border.result.passed);
+}
+
+TEST_CASE("one wrong row among many fails by itself where the error of all is small") {
+  // bf16 allows 2e-2 of all rows: one in 24576 that is off by 200% moves it by 1.3e-2.
+  Problem p = in_heads(2, 3, 4096);
+  p.dtype = DType::bf16;
+  VerifyOptions o = only_rows();
+  o.budget_s = 1e-7;
+  const VerifyOutcome v = verified(fake::row_doubler(), p, {{"fault", "lone_row"}, {"at", int64_t{7777}}}, o);
+  CHECK(v.result.how == "own shape");  // all rows fit
+  CHECK(v.result.relative_l2.at("o") < 2e-2);
+  CHECK_FALSE(v.result.passed);
+  CHECK_THAT(v.result.worst, ContainsSubstring("in a row that is off by more than 4 tolerances by itself"));
+}
+
+TEST_CASE("rows of a reference are those of the whole") {
+  const std::vector<std::string> methods = {"dense",
+                                            "sliding_window",
+                                            "random_blocks",
+                                            "power_attention",
+                                            "radial_attention",
+                                            "neighborhood_attention",
+                                            "generalized_neighborhood_attention"};
+  for (const std::string& id : methods) {
+    CAPTURE(id);
+    const Method& m = find_method(id);
+    const Problem& p = m.info().example;
+    const Params params = resolve_params(id, m.info().params, m.info().example_params, p);
+    Context ctx(cpu_backend(), 1);
+    const auto instance = m.make(ctx, p, params);
+    fill_instance(ctx, *instance, p);
+    const RefMap in = to_reference(instance->inputs()), w = to_reference(instance->weights());
+    const RefMap whole = find_reference(id)(p, params, in, w);
+    REQUIRE(find_row_reference(id));
+    const RefTensor& all = whole.at("o");
+    const int64_t width = all.shape.back(), last = all.numel() / width - 1;
+    const std::vector<int64_t> rows{last, 0, last / 3, last / 2};
+    const RefMap some = find_row_reference(id)(p, params, in, w, rows);
+    for (size_t r = 0; r < rows.size(); ++r)
+      for (int64_t c = 0; c < width; ++c)
+        CHECK(some.at("o")[static_cast<int64_t>(r) * width + c] == all[rows[r] * width + c]);
+  }
+}
+
+TEST_CASE("odd batches and heads are rounded up, key heads shrink with their groups") {
+  const auto heads_of = [](const Problem& p) {
+    std::vector<std::pair<int64_t, int64_t>> v;
+    for (const Problem& q : reduced_problems(find_method("dense"), p, {}))
+      v.emplace_back(q.heads, q.kv_heads);
+    v.erase(std::unique(v.begin(), v.end()), v.end());
+    return v;
+  };
+  using Chain = std::vector<std::pair<int64_t, int64_t>>;
+  CHECK(heads_of(in_heads(1, 24, 8)) == Chain{{24, 0}, {12, 0}, {6, 0}, {3, 0}, {2, 0}, {1, 0}});
+  CHECK(heads_of(in_heads(1, 7, 8)) == Chain{{7, 0}, {4, 0}, {2, 0}, {1, 0}});
+  Problem grouped = in_heads(5, 12, 8);
+  grouped.kv_heads = 3;
+  CHECK(heads_of(grouped) == Chain{{12, 3}, {8, 2}, {4, 1}, {2, 1}, {1, 1}});
+  std::vector<int64_t> batches;
+  for (const Problem& q : reduced_problems(find_method("dense"), grouped, {})) batches.push_back(q.batch);
+  batches.erase(std::unique(batches.begin(), batches.end()), batches.end());
+  CHECK(batches == std::vector<int64_t>{5, 3, 2, 1});
+}
+
 TEST_CASE("a method is verified at its example and the variations that it takes") {
   Context ctx(cpu_backend(), 1);
   const std::vector<MethodCheck> rows = verify_method(ctx, fake::doubler(), DType::f32);

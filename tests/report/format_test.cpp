@@ -166,6 +166,19 @@ TEST_CASE(
   CHECK_THAT(text, ContainsSubstring("\nhilo, hilo/batch=64: the clock moved\n"));
 }
 
+TEST_CASE("a verification by a sample of rows is told from a whole one, in tables, CSV and the page") {
+  RunResult run = sample_run();
+  CHECK_THAT(find_format("table").write(run), !ContainsSubstring("compared"));
+  run.cases[0].verification->sampled = SampledRows{512, 393216};
+  run.cases[0].verification->how = "sampled: 512 of 393216 rows at its own shape";
+  CHECK_THAT(find_format("table").write(run),
+             ContainsSubstring("compared") && ContainsSubstring("512 of 393216 rows"));
+  CHECK_THAT(find_format("csv").write(run),
+             ContainsSubstring("sampled: 512 of 393216 rows at its own shape"));
+  CHECK_THAT(find_format("html").write(run),
+             ContainsSubstring("1 by a sample of rows") && ContainsSubstring("512 of 393216 rows"));
+}
+
 TEST_CASE("the terminal table keeps to the width, and to plain text unless colour is wanted") {
   RunResult run = sample_run();
   run.cases[0].spec.name = std::string(70, 'n');

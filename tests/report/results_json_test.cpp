@@ -56,6 +56,7 @@ TEST_CASE("a run read back writes the same text, and its members are the ones wr
   CHECK(std::signbit(b.time->p95_s));
   CHECK(b.time->raw_s == a.time->raw_s);
   CHECK(b.verification->relative_l2 == a.verification->relative_l2);
+  CHECK(b.verification->sampled == a.verification->sampled);
   CHECK(*b.prepare_s == *a.prepare_s);
   CHECK(b.memory->rss_peak == 6);
   CHECK(b.memory->device_peak == 7);
@@ -94,6 +95,7 @@ TEST_CASE("no member is left out of the file") {
   CHECK(changes_text([](RunResult& r) { r.cases[0].spec.place.column = 9; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].spec.problem.causal = false; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].spec.problem.inputs.file += "x"; }));
+  CHECK(changes_text([](RunResult& r) { r.cases[0].verification->sampled = SampledRows{512, 393216}; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].verification->worst = "x"; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].time->iterations_per_sample = 9; }));
   CHECK(changes_text([](RunResult& r) { r.cases[0].formula_matches = false; }));
