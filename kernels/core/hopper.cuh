@@ -69,6 +69,17 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, ui
       "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory"));
 }
+/// The same for boxes that nobody reads again soon: the L2 cache drops them first.
+__device__ __forceinline__ void copy_box_once(uint32_t to, const CUtensorMap* map, uint32_t barrier, int c0,
+                                              int c1, int c2, int c3) {
+  ATTNBENCH_SM90(asm volatile(
+      "{\n.reg .b64 policy;\n"
+      "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], policy;\n}" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory"));
+}
 /// A box from shared memory into a rank-4 tensor; elements outside are not written. Whoever issued it commits
 /// and waits.
 __device__ __forceinline__ void store_box(const CUtensorMap* map, uint32_t from, int c0, int c1, int c2,

@@ -1,6 +1,7 @@
 // Linear attention on CUDA: products of 64 x 64 tiles in f32 from shared memory, sums over blocks by a scan,
 // one rounding at the end, for every head size and stride. bf16 and f16 whose rows allow 16-byte accesses go
-// to the tensor cores (cuda_sm80.cu) in all forms but the recurrence and the square without causality.
+// to the tensor cores in all forms but the recurrence and the square without causality: cuda_sm80.cu, or for
+// the chunk form on Hopper cuda_sm90.cu.
 //
 //   chunk       one thread block per head and 64 value columns walks the blocks and carries the state
 //   parallel    all block sums, a decayed exclusive scan, all outputs from scanned sums and their own block
@@ -11,6 +12,7 @@
 
 #include "kernels/core/cuda_kernel.cuh"
 #include "kernels/linear_attention/cuda_sm80.cuh"
+#include "kernels/linear_attention/cuda_sm90.cuh"
 #include "kernels/linear_attention/linear_attention.hpp"
 
 namespace attnbench {
@@ -520,6 +522,7 @@ class Run {
 
   void chunk() {
     if (tensor_cores_) {
+      if (cuda_linear::chunk_on_hopper(ctx_, args_)) return;
       const int64_t block = w_.block, segments = cuda_linear::useful_segments(ctx_, args_, block);
       if (segments == 1) {
         cuda_linear::Walk plan;

@@ -16,9 +16,8 @@
 // ldmatrix reads) lie in different banks.
 #include <algorithm>
 
-#include "kernels/attention/mma.cuh"
-#include "kernels/core/cuda_kernel.cuh"
 #include "kernels/linear_attention/cuda_sm80.cuh"
+#include "kernels/linear_attention/cuda_weights.cuh"
 
 namespace attnbench::cuda_linear {
 namespace {
@@ -79,28 +78,6 @@ __device__ __forceinline__ void load_tile(uint32_t to, const T* x, int64_t strid
   }
 }
 
-/// lambda^p. f32 is enough here: exp2f errs by 2 ulp, the operands by 2^-12 and more.
-struct Decay {
-  float log2;
-
-  __device__ Decay(float log_decay, bool causal)
-      // What the contract forbids cannot be refused from here: the head becomes NaN.
-      : log2(log_decay <= 0.0f && (causal || log_decay == 0.0f)
-                 ? static_cast<float>(static_cast<double>(log_decay) * 1.4426950408889634)
-                 : NAN) {}
-  __device__ float at(int64_t p) const {
-    if (isnan(log2)) return NAN;
-    return p == 0 ? 1.0f : exp2f(static_cast<float>(p) * log2);  // lambda = 0: 0^0 = 1
-  }
-};
-
-__device__ __forceinline__ float power_of_two(int x) { return __int_as_float((x + 127) << 23); }
-/// x for which 2^-x times a largest value of m lies in [2^14, 2^15), within what f32 can scale by.
-__device__ __forceinline__ int range_shift(float m) {
-  const int exponent = ((__float_as_int(m) >> 23) & 255) - 127;
-  return max(exponent - 14, -100);
-}
-
 /// The largest of all threads' values; `slots` has one element per warp. Contains a barrier.
 __device__ __forceinline__ float block_max(float x, float* slots) {
 #pragma unroll
@@ -111,14 +88,6 @@ __device__ __forceinline__ float block_max(float x, float* slots) {
 #pragma unroll
   for (int i = 1; i < kWarps; ++i) x = fmaxf(x, slots[i]);
   return x;
-}
-
-/// Two packed elements times two factors, rounded again.
-template <class T>
-__device__ __forceinline__ uint32_t weigh(uint32_t x, float low, float high) {
-  T pair[2];
-  memcpy(pair, &x, sizeof x);
-  return pack(widen(pair[0]) * low, widen(pair[1]) * high, T{});
 }
 
 /// One warp's part of the D x E state in f32.

@@ -176,6 +176,70 @@ TEST_CASE("CUDA linear attention on tensor cores: head sizes, ragged blocks, car
   }
 }
 
+TEST_CASE("CUDA linear attention in chunks: many heads, cut or not, every decay, views of packed heads") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType type = GENERATE(DType::bf16, DType::f16);
+  Sides s(*gpu, 1009);
+  const double never = -std::numeric_limits<double>::infinity();
+  struct Setting {
+    Shape bhn;
+    int64_t d, e, block;
+    std::vector<double> log_decay;
+    bool in, out;
+  };
+  // Up to eight heads' walks, a card's worth of them, and numbers between, of one row and of chunks that end
+  // a row early or late. Decays: none, slow, fast, and such that nothing of the row before is left.
+  const std::vector<Setting> settings = {
+      {{1, 8, 1300}, 128, 128, 128, {0.0, -0.001, -0.5, -8.0}, true, true},
+      {{2, 8, 1025}, 64, 64, 64, {-0.004, -0.06}, true, true},
+      {{2, 9, 511}, 120, 72, 100, {-0.02, never, -1e-6}, false, true},
+      {{1, 16, 129}, 72, 128, 128, {0.0}, false, false},
+      {{3, 5, 1}, 128, 128, 128, {-0.1, 0.0}, true, true},
+      {{2, 16, 1}, 8, 8, 1, {-0.1, 0.0}, false, true},
+      {{1, 5, 640}, 128, 200, 128, {-0.01, -0.3}, true, true},  // values in two tiles
+      {{1, 16, 700}, 40, 56, 32, {-0.01, -0.3}, true, false},
+      {{4, 33, 130}, 104, 88, 128, {-0.05, 0.0, -2.0}, true, true},
+      {{2, 140, 260}, 48, 64, 64, {-0.05, 0.0}, true, true}};
+  for (const Setting& x : settings) {
+    Case c = make(s, type, x.bhn, x.d, x.e, x.log_decay);
+    c.options.form = Form::chunk, c.options.block_size = x.block;
+    if (x.in) c.state_in = s.random(DType::f32, {x.bhn[0], x.bhn[1], x.d, x.e});
+    if (x.out) c.state_out = s.poisoned(DType::f32, {x.bhn[0], x.bhn[1], x.d, x.e});
+    INFO("heads " << x.bhn.str() << " D " << x.d << " E " << x.e << " block " << x.block);
+    run_and_check(s, c);
+  }
+
+  // q, k, v and o side by side in one tensor: rows far apart, and NaN around the outputs stays.
+  const Twin qkv = s.random(type, {2, 600, 3, 8, 64});
+  const auto heads = [&](int i) {
+    return qkv.view([=](const Tensor& t) { return t.select(2, i).transpose(1, 2); });
+  };
+  Case packed = make(s, type, {2, 8, 600}, 64, 64, {-0.1, -0.002});
+  packed.options.form = Form::chunk, packed.options.block_size = 64;
+  packed.q = heads(0), packed.k = heads(1), packed.v = heads(2);
+  packed.o =
+      s.padded_output(type, {2, 600, 8, 64}, 8, 16).view([](const Tensor& t) { return t.transpose(1, 2); });
+  run_and_check(s, packed);
+  const std::vector<double> whole = values(s.fetch(packed.o, true));
+  for (size_t i = 0; i < whole.size(); ++i)
+    if (i % 88 < 8 || i % 88 >= 72) REQUIRE(std::isnan(whole[i]));
+
+  // A cut sequence in place: the state that comes in is overwritten by the one that goes out.
+  Case c = make(s, type, {1, 8, 900}, 128, 96, {-0.01, 0.0, -0.3});
+  c.options.form = Form::chunk, c.options.block_size = 128;
+  c.state_in = s.random(DType::f32, {1, 8, 128, 96});
+  c.state_out = s.poisoned(DType::f32, {1, 8, 128, 96});
+  s.check_graph([&] { linear_attention(s.device, on_device(c)); }, {c.o, c.state_out});
+  const Tensor want_o = s.fetch(c.o), want_state = s.fetch(c.state_out);
+  LinearAttentionArgs in_place = on_device(c);
+  in_place.state_out = in_place.state_in;
+  s.poison_device(c.o);
+  linear_attention(s.device, in_place);
+  CHECK(same_bits(s.fetch(c.o), want_o));
+  CHECK(same_bits(s.fetch(c.state_in), want_state));
+}
+
 TEST_CASE("CUDA linear attention on tensor cores: f16 sums beyond f16's range, and scores below it") {
   Backend* gpu = open_device();
   if (!gpu) return;
