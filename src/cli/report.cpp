@@ -11,6 +11,7 @@
 #include "cli/text.hpp"
 #include "inputs/atomic_file.hpp"
 #include "kernels/core/error.hpp"
+#include "report/book.hpp"
 #include "report/files.hpp"
 #include "report/format.hpp"
 #include "report/results_json.hpp"
@@ -24,7 +25,7 @@ namespace fs = std::filesystem;
 struct Options {
   std::vector<std::string> results;
   std::string output;
-  std::vector<std::string> formats;
+  std::vector<std::string> formats, books;
 };
 
 const Format& format_of(const std::string& word) { return find_format(word == "md" ? "markdown" : word); }
@@ -70,7 +71,31 @@ std::vector<Target> targets_of(const Options& o, const GlobalOptions& global) {
   return targets;
 }
 
+/// All results as one text: a page or Markdown, by the file's name.
+int write_books(const Options& o, const GlobalOptions& global) {
+  if (!o.output.empty() || !o.formats.empty())
+    throw UsageError("--book is a text of its own: --output and --format do not go with it");
+  std::error_code failed;
+  for (const std::string& book : o.books) {
+    if (!book.ends_with(".html") && !book.ends_with(".md"))
+      throw UsageError("--book: '" + book + "' tells no form; its name must end in .html or .md");
+    for (const std::string& r : o.results)
+      if (fs::equivalent(r, book, failed))
+        throw UsageError("--book: '" + book + "' is one of the results themselves");
+    require_writable(book);
+  }
+  std::vector<RunResult> runs;
+  for (const std::string& r : o.results) runs.push_back(run_from_json(read_file(r), r));
+  const Book book = make_book(runs);
+  for (const std::string& path : o.books) {
+    write_file_atomically(path, path.ends_with(".html") ? book_html(book) : book_markdown(book));
+    note(global.quiet, "wrote " + path);
+  }
+  return kDone;
+}
+
 int report(const Options& o, const GlobalOptions& global) {
+  if (!o.books.empty()) return write_books(o, global);
   const std::vector<Target> targets = targets_of(o, global);
   std::error_code failed;
   for (const Target& t : targets) {
@@ -100,30 +125,40 @@ std::string format_help() {
   return out;
 }
 
-const bool registered =
-    register_command({.name = "report",
-                      .order = 15,
-                      .add =
-                          [](CLI::App& sub, const GlobalOptions& global) {
-                            auto o = std::make_shared<Options>();
-                            sub.add_option("RESULT", o->results, "results files of `attnbench run`")
-                                ->required()
-                                ->type_name("FILE");
-                            sub.add_option("-o,--output", o->output,
-                                           "a file, whose name tells the format, or a folder; default stdout")
-                                ->type_name("FILE");
-                            sub.add_option("-f,--format", o->formats, format_help())
-                                ->expected(1)
-                                ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
-                                ->type_name("FORMAT");
-                            sub.footer(
-                                "Examples:\n"
-                                "  attnbench report results.json -o page.html\n"
-                                "  attnbench report results.json --format comment > comment.md\n"
-                                "  attnbench report results.json --format junit,bencher -o ci/");
-                            return [o, &global] { return report(*o, global); };
-                          },
-                      .summary = "finished results as a page, Markdown, CSV or what other tools read"});
+const bool registered = register_command(
+    {.name = "report",
+     .order = 15,
+     .add =
+         [](CLI::App& sub, const GlobalOptions& global) {
+           auto o = std::make_shared<Options>();
+           sub.add_option("RESULT", o->results, "results files of `attnbench run`")
+               ->required()
+               ->type_name("FILE");
+           sub.add_option("-o,--output", o->output,
+                          "a file, whose name tells the format, or a folder; default stdout")
+               ->type_name("FILE");
+           sub.add_option("-f,--format", o->formats, format_help())
+               ->expected(1)
+               ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+               ->type_name("FORMAT");
+           sub.add_option("--book", o->books,
+                          "all results as one text, published beside measured: .html or "
+                          ".md; repeatable")
+               ->expected(1)
+               ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+               ->type_name("FILE");
+           sub.footer(
+               "Examples:\n"
+               "  attnbench report results.json -o page.html\n"
+               "  attnbench report results.json --format comment > comment.md\n"
+               "  attnbench report results.json --format junit,bencher -o ci/\n"
+               "  attnbench report cpu/*.json gpu/*.json --book papers.html --book papers.md\n"
+               "\n"
+               "A book has a chapter a suite; results of one suite on several machines stand "
+               "side by side.");
+           return [o, &global] { return report(*o, global); };
+         },
+     .summary = "finished results as a page, Markdown, CSV or what other tools read"});
 
 }  // namespace
 

@@ -68,6 +68,42 @@ TEST_CASE("report refuses what would lose or mix up something, and writes nothin
   CHECK(!fs::exists(folder / "page.html"));
 }
 
+TEST_CASE("report --book joins results of many suites and machines, and refuses what it cannot read") {
+  const drive::TempFolder folder;
+  RunResult first = sample_run(), second = sample_run(), other = sample_run();
+  second.environment.values["cpu_model"] = "Other CPU";
+  other.suite.name = "a_second_suite";
+  drive::write(folder / "1.json", to_json(first));
+  drive::write(folder / "2.json", to_json(second));
+  drive::write(folder / "3.json", to_json(other));
+  auto r = program({"report", folder / "1.json", folder / "2.json", folder / "3.json", "--book",
+                    folder / "b.html", "--book", folder / "b.md"});
+  INFO(r.err);
+  CHECK(r.code == 0);
+  CHECK(drive::read(folder / "b.html").starts_with("<!doctype html>"));
+  CHECK_THAT(drive::read(folder / "b.md"),
+             ContainsSubstring("measured, Other CPU") && ContainsSubstring("## a_second_suite"));
+  const auto refused = [&](std::vector<std::string> words, int code, const std::string& why) {
+    words.insert(words.begin(), "report");
+    r = program(words);
+    INFO(r.err);
+    CHECK(r.code == code);
+    CHECK_THAT(r.err, ContainsSubstring(why));
+    CHECK(!fs::exists(folder / "no.html"));
+  };
+  refused({folder / "1.json", "--book", folder / "no.txt"}, 2, "must end in .html or .md");
+  refused({folder / "1.json", "--book", folder / "no.html", "-o", folder / "x.md"}, 2, "do not go with it");
+  refused({folder / "1.json", "--book", folder / "missing/no.html"}, 2, "No such file");
+  refused({folder / "none.json", "--book", folder / "no.html"}, 2, "none.json");
+  drive::write(folder / "broken.json", to_json(first).substr(0, 300));
+  refused({folder / "1.json", folder / "broken.json", "--book", folder / "no.html"}, 2, "broken.json");
+  std::string newer = to_json(first);
+  const std::string version = "\"schema_version\":";
+  newer.replace(newer.find(version), version.size() + 2, version + "99");
+  drive::write(folder / "newer.json", newer);
+  refused({folder / "newer.json", "--book", folder / "no.html"}, 2, "schema version 99");
+}
+
 TEST_CASE("dashboard draws a history and says what it made") {
   const drive::TempFolder folder;
   fill_history(folder / "h.db", 6, false);
