@@ -121,6 +121,9 @@ int64_t wrong_row(const RefTensor& got, const RefTensor& want, double allowed) {
   for (int64_t r = 0; r < rows; ++r) {
     double n = 0, e = 0;
     for (int64_t c = r * width; c < (r + 1) * width; ++c) {
+      // Equal infinities, and NaN where NaN is wanted, are no error; anything else of the kind has failed
+      // before.
+      if (!std::isfinite(want[c])) continue;
       n += want[c] * want[c];
       e += (got[c] - want[c]) * (got[c] - want[c]);
     }
@@ -292,6 +295,8 @@ VerifyOutcome verify_rows(Context& ctx, const Method& method, const Instance& in
       v.worst = key + ": " + e.what();
       continue;
     }
+    if (std::any_of(it->second.data.begin(), it->second.data.end(), [](double x) { return std::isnan(x); }))
+      outcome.nan_expected = true;
     const double condition = instance.condition(key), error = c.relative_l2 / condition;
     v.relative_l2[key] = error;
     if (!(error <= v.tolerance) && (v.passed || error > worst)) {
@@ -323,6 +328,7 @@ VerifyOutcome with_rows(VerifyOutcome small, Context& ctx, const Method& method,
     if (!small.checked) small.result.how += "; no sample of its rows either: " + own.result.how;
     return small;
   }
+  own.nan_expected |= small.nan_expected;
   if (small.checked && own.result.passed) {
     own.result.how += "; whole at the " + small.result.how;
     for (const auto& [key, error] : small.result.relative_l2) {
@@ -516,6 +522,8 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
         outcome.result = verify_instance(small, method, *fresh, q, params);
         if (draw == 0) took = clock.now_s() - begin;
         if (at > 0) outcome.result.how = "reduced shape: " + q.str();
+        // NaN matches only NaN.
+        outcome.nan_expected = outcome.result.passed && count_nan(small, fresh->outputs()) > 0;
         tie = !outcome.result.passed && rounding_decides(small, method, *fresh, q, params);
       }
       if (draw > 0) outcome.result.how += fmt::format("; seed {}: rounding decides before it", q.seed);

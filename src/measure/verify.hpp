@@ -36,6 +36,8 @@ struct VerifyOptions {
 struct VerifyOutcome {
   bool checked = false;
   Verification result;
+  /// The reference has NaN too where it was compared: what is NaN elsewhere may be meant.
+  bool nan_expected = false;
 };
 
 /// Compares the outputs of an instance that has run on `ctx` with its reference, integers exactly.

@@ -22,7 +22,25 @@ constexpr BookVerdict kVerdicts[] = {BookVerdict::exact, BookVerdict::within, Bo
                                      BookVerdict::not_here};
 constexpr const char* kUnexplained = "outside, and the suite gives no reason";
 
-std::string figure(double v) { return std::isfinite(v) ? fmt::format("{:.4g}", v) : "?"; }
+std::string figure(double v, size_t digits = 4) {
+  return std::isfinite(v) ? fmt::format("{:.{}g}", v, digits) : "?";
+}
+
+/// Significant digits that were published, four at least: so many of the measured figure stand beside them.
+size_t digits_of(const Claim& c) {
+  const std::string mantissa = c.published_text.substr(0, c.published_text.find_first_of("eE"));
+  const size_t first = mantissa.find_first_of("123456789");
+  if (first == std::string::npos) return 4;
+  const auto digits = std::count_if(mantissa.begin() + static_cast<std::ptrdiff_t>(first), mantissa.end(),
+                                    [](char x) { return x >= '0' && x <= '9'; });
+  return std::clamp<size_t>(static_cast<size_t>(digits), 4, 17);
+}
+
+/// What a chapter's table calls its machines: A, B, …; nothing where there is one.
+std::string letter(const BookChapter& chapter, size_t m) {
+  if (chapter.machines.size() < 2) return "";
+  return m < 26 ? std::string(1, static_cast<char>('A' + m)) : fmt::format("machine {}", m + 1);
+}
 
 std::string environment(const RunResult& run, const char* key) {
   const auto it = run.environment.values.find(key);
@@ -67,8 +85,10 @@ BookEntry entry_of(const ClaimResult& r) {
   e.verdict = r.verdict == Verdict::exact   ? BookVerdict::exact
               : r.verdict == Verdict::holds ? BookVerdict::within
                                             : BookVerdict::outside;
-  e.measured = figure(r.measured);
-  if (r.ci_low < r.ci_high) e.measured += fmt::format(" [{}, {}]", figure(r.ci_low), figure(r.ci_high));
+  const size_t digits = digits_of(r.claim);
+  e.measured = figure(r.measured, digits);
+  if (r.ci_low < r.ci_high)
+    e.measured += fmt::format(" [{}, {}]", figure(r.ci_low, digits), figure(r.ci_high, digits));
   return e;
 }
 
@@ -130,8 +150,10 @@ std::string remark_of(const BookChapter& chapter, const BookClaim& c) {
                                    [](const BookEntry& e) { return e.verdict == BookVerdict::outside; });
   if (outside && c.note.empty()) add(kUnexplained);
   for (size_t m = 0; m < c.entries.size(); ++m)
-    if (!c.entries[m].reason.empty())
-      add(c.entries.size() > 1 ? chapter.machines[m] + ": " + c.entries[m].reason : c.entries[m].reason);
+    if (!c.entries[m].reason.empty()) {
+      const std::string who = letter(chapter, m);
+      add((who.empty() ? "" : who + ": ") + c.entries[m].reason);
+    }
   std::string out;
   for (const std::string& p : parts) out += (out.empty() ? "" : "; ") + p;
   return out;
@@ -141,15 +163,19 @@ Mood mood_of(BookVerdict v) {
   return v == BookVerdict::outside ? Mood::bad : v == BookVerdict::not_here ? Mood::warn : Mood::good;
 }
 
-ReportTable claims_of(const BookChapter& chapter) {
+constexpr size_t kFixed = 3;  // columns before the machines
+
+/// `with_why`: a column of its own for it; else it is left to the caller.
+ReportTable claims_of(const BookChapter& chapter, bool with_why) {
   ReportTable t;
   t.columns = {{"claim"}, {"published", true}, {"tolerance", true}};
-  for (const std::string& m : chapter.machines) {
-    t.columns.push_back({"measured, " + m, true});
-    t.columns.push_back({"verdict"});
+  for (size_t m = 0; m < chapter.machines.size(); ++m) {
+    const std::string who = letter(chapter, m);
+    t.columns.push_back({who.empty() ? "measured" : "measured on " + who, true});
+    t.columns.push_back({who.empty() ? "verdict" : "verdict on " + who});
   }
   t.columns.push_back({"where"});
-  t.columns.push_back({"why"});
+  if (with_why) t.columns.push_back({"why"});
   for (const BookClaim& c : chapter.claims) {
     ReportTable::Row row;
     row.cells = {c.id, c.published, c.tolerance};
@@ -158,7 +184,7 @@ ReportTable claims_of(const BookChapter& chapter) {
       row.cells.emplace_back(name(e.verdict));
     }
     row.cells.push_back(c.where);
-    row.cells.push_back(remark_of(chapter, c));
+    if (with_why) row.cells.push_back(remark_of(chapter, c));
     t.rows.push_back(std::move(row));
   }
   return t;
@@ -187,7 +213,8 @@ ReportTable contents_of(const Book& book) {
 }
 
 std::string machines_line(const BookChapter& chapter, size_t m) {
-  return chapter.machines[m] + ": " + chapter.tallies[m] +
+  const std::string who = letter(chapter, m);
+  return (who.empty() ? "" : who + ": ") + chapter.machines[m] + ": " + chapter.tallies[m] +
          (chapter.sampled[m].empty() ? "" : "; " + chapter.sampled[m]);
 }
 
@@ -293,13 +320,15 @@ std::string book_html(const Book& book) {
     const BookChapter& c = book.chapters[i];
     std::string body = c.paper.empty() ? "" : "<p>" + html_name(c.paper) + "</p>";
     for (size_t m = 0; m < c.machines.size(); ++m) body += "<p>" + html_name(machines_line(c, m)) + "</p>";
-    const ReportTable t = claims_of(c);
+    const ReportTable t = claims_of(c, false);
     HtmlTableOptions options{.caption = "Claims of " + c.suite};
     for (const BookClaim& claim : c.claims) {
       std::vector<std::string> cells(t.columns.size());
       for (size_t m = 0; m < claim.entries.size(); ++m)
-        cells[3 + 2 * m + 1] =
+        cells[kFixed + 2 * m + 1] =
             html_badge(std::string(name(claim.entries[m].verdict)), mood_of(claim.entries[m].verdict));
+      if (const std::string why = remark_of(c, claim); !why.empty())
+        cells.back() = html_name(claim.where) + "<br><em>" + html_name(why) + "</em>";
       options.cells.push_back(std::move(cells));
     }
     body += c.claims.empty() ? "<p class=\"none\">Its suite claims nothing.</p>" : html_table(t, options);
@@ -324,7 +353,7 @@ std::string book_markdown(const Book& book) {
     out += "\n## " + markdown_escaped(c.title.empty() ? c.suite : c.suite + ": " + c.title) + "\n\n";
     if (!c.paper.empty()) out += markdown_escaped(c.paper) + "\n\n";
     for (size_t m = 0; m < c.machines.size(); ++m) out += "- " + markdown_escaped(machines_line(c, m)) + "\n";
-    out += "\n" + (c.claims.empty() ? "Its suite claims nothing.\n" : markdown_table(claims_of(c)));
+    out += "\n" + (c.claims.empty() ? "Its suite claims nothing.\n" : markdown_table(claims_of(c, true)));
   }
   if (!book.missing.empty()) {
     out += "\n## Without results\n\n";

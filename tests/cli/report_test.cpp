@@ -82,7 +82,7 @@ TEST_CASE("report --book joins results of many suites and machines, and refuses 
   CHECK(r.code == 0);
   CHECK(drive::read(folder / "b.html").starts_with("<!doctype html>"));
   CHECK_THAT(drive::read(folder / "b.md"),
-             ContainsSubstring("measured, Other CPU") && ContainsSubstring("## a_second_suite"));
+             ContainsSubstring("B: Other CPU") && ContainsSubstring("## a_second_suite"));
   const auto refused = [&](std::vector<std::string> words, int code, const std::string& why) {
     words.insert(words.begin(), "report");
     r = program(words);

@@ -119,6 +119,18 @@ TEST_CASE("NaN left at the own shape fails a case that was verified at a reduced
   CHECK_THAT(r.cases[0].reason, ContainsSubstring("3 elements of the outputs are NaN"));
 }
 
+TEST_CASE("NaN at the own shape is a warning where the reference has it at the reduced one too") {
+  World w;
+  w["A"].accounting.nan_outputs = 3;
+  w["A"].verification.result.how = "reduced shape: sequence batch 1";
+  w["A"].verification.nan_expected = true;
+  Listener l;
+  const RunResult r = run_suite(make_suite({"A"}), make_options(w), l);
+  CHECK(r.cases[0].status == CaseStatus::ok);
+  REQUIRE(!r.cases[0].warnings.empty());
+  CHECK_THAT(r.cases[0].warnings.front(), ContainsSubstring("3 elements of the outputs are NaN"));
+}
+
 TEST_CASE("unchecked cases are measured as unverified, with the reason") {
   World w;
   w["A"].verification = {false, {"method 'A' has no double-precision reference", false, 0, {}, ""}};

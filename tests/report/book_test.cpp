@@ -54,7 +54,7 @@ TEST_CASE("results of one suite stand side by side, each claim with what became 
 
   const std::string md = book_markdown(book);
   for (const char* text :
-       {"the mask is cached here", "A: no case ran on cuda", "measured, B", "2.00", "Table 1"})
+       {"the mask is cached here", "A: no case ran on cuda", "measured on B", "A: A: ", "2.00", "Table 1"})
     CHECK_THAT(md, ContainsSubstring(text));
   const std::string html = book_html(book);
   CHECK(markup::problems(html).empty());
