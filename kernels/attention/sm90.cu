@@ -51,9 +51,9 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   const int64_t dim = std::max(p.d, p.e);
   if (dim > 256 || p.d % 8 != 0 || p.e % 8 != 0)
     return no("rows are not whole 16-byte pieces of up to 256 elements");
-  if (p.soft_cap > 0 || p.bias || p.slope || p.relative || p.relative_keys || p.relative_values ||
-      p.row_entropy.data || !(p.scale > 0))
-    return no("scores need more than a factor");
+  if (p.relative_keys || p.relative_values) return no("embeddings of distances need products of their own");
+  plan.terms = p.soft_cap > 0 || p.bias_type != BiasType::none || p.slope || p.relative ||
+               p.row_entropy.data || !(p.scale > 0);
   if (p.table || p.has_gather || p.q_order || p.k_order) return no("rows are gathered");
   if (p.n < 64 || p.m < 1) return no("too few rows for a tile");
   if (p.n >= INT32_MAX / 2 || p.m >= INT32_MAX / 2) return no("more rows than 32 bits hold");
@@ -65,7 +65,7 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   const bool small = p.has_lists && p.block_q % 128 != 0;
   if (small && dim > 128) return no("query blocks of 64 with rows over 128 elements");
   // Short rows leave the tensor cores waiting for exponentials: three consumers hide more of them than two.
-  plan.groups = small ? 1 : dim <= 64 && !p.has_lists && p.n > 128 ? 3 : 2;
+  plan.groups = small ? 1 : dim <= 64 && !p.has_lists && !plan.terms && p.n > 128 ? 3 : 2;
   const int rows = 64 * plan.groups, keys = dim > 128 || small ? 64 : 128;
   const int64_t units = p.batch * p.heads, tiles = (p.n + rows - 1) / rows;
   if (units * tiles * 4 * plan.groups >= INT32_MAX) return no("more tiles than 32 bits hold");
@@ -82,10 +82,10 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
   plan.general = !plan.simple;
   plan.tile_words = words || is_line(rule) ? 0 : words_of_tile(rule);
   plan.pure = !limits && !rule.causal && !rule.band && p.m % (p.has_lists ? p.block_k : keys) == 0;
-  plan.ranges = plan.general || limits || rule.causal || rule.band || p.m % keys != 0;
+  plan.ranges = plan.general || rule.rank > 0 || limits || rule.causal || rule.band || p.m % keys != 0;
   // A last block that reaches behind the keys has halves that are there in part, or not at all.
   plan.mask_full = limits || p.m % p.block_k != 0;
-  plan.to_log2 = p.scale * kLog2e;
+  plan.to_log2 = plan.terms ? 1.0f : p.scale * kLog2e;
   plan.slack = p.row_max.data ? 0.0f : kSlack;
   const int64_t key_bytes = std::max<int64_t>(1, p.m * (p.d + p.e) * 2);
   // Tiles of equal work follow each other within a head; uneven ones are taken heaviest first over a section.
@@ -99,12 +99,13 @@ bool plan_hopper(const CudaBackend& backend, const AttentionArgs& a, const Param
 
 std::string describe_hopper(const Params& p, const HopperPlan& plan) {
   const int64_t dim = std::max(p.d, p.e);
-  return "sm90 " + std::to_string(64 * plan.groups) + "x" + (dim > 128 || plan.groups == 1 ? "64" : "128");
+  return "sm90 " + std::to_string(64 * plan.groups) + "x" + (dim > 128 || plan.groups == 1 ? "64" : "128") +
+         (plan.terms ? " terms" : "");
 }
 
 void launch_hopper(Context& ctx, const Params& p, HopperPlan& plan, DType dtype) {
   const auto launch = dtype == DType::bf16 ? launch_hopper_bf16 : launch_hopper_f16;
-  if (!plan.ranges && !p.has_lists) return launch(ctx, p, plan);
+  if (!plan.ranges && !p.has_lists && !plan.terms) return launch(ctx, p, plan);
   // The ticket of the next tile, then the rows to run again: their number and room for all of them.
   Params with = p;
   with.repair_groups = plan.tiles * 4 * plan.groups;

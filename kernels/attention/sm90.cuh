@@ -23,7 +23,8 @@ struct HopperPlan {
   bool monotone = false;   ///< simple, and both ends of the ranges only grow from row to row
   bool pure = false;       ///< nothing but a neighbourhood decides
   int tile_words = 0;  ///< 32-bit words of a tile of keys whose neighbourhood the tile's tables tell; 0: none
-  float to_log2 = 1;   ///< from raw scores to log2 units
+  bool terms = false;  ///< scores need more than a positive factor, or their entropy is asked for
+  float to_log2 = 1;   ///< from raw scores (with terms: from finished ones) to log2 units
   float slack = 0;     ///< log2 units that a row's maximum may lie above what its weights are relative to
   int* next = nullptr;  ///< ticket of the next tile, zero at the start; null: tiles go round robin
 };

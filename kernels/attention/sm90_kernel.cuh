@@ -1,6 +1,6 @@
 // Softmax attention for Hopper: warpgroup products from shared memory, tensor-map copies, one producer
-// warpgroup and one or two consumers. bf16 and f16, scores that need a scale only (other terms: sm_80
-// kernel).
+// warpgroup and one to three consumers. bf16 and f16. Scores that need more than a factor, and entropies,
+// have a variant of the consumer of their own (Terms).
 //
 // A persistent block owns a tile of 64 query rows a consumer. Keys come in tiles of 64 or 128, cut in halves
 // of 64 that need not be neighbours, so that lists of 64-token blocks fill whole tiles. A consumer issues
@@ -339,7 +339,7 @@ __device__ __forceinline__ void load_tiles(const Params& p, const HopperPlan& pl
         if (now.halves[i].kind == kAbsent && i > 0) now.halves[i].slot = now.halves[0].slot;
       }
       hopper::barrier_wait(shared_address(&shared.k_empty[k.index]), k.phase ^ 1);
-      if (plan.simple && lane == 0)
+      if ((plan.simple || plan.terms) && lane == 0)
 #pragma unroll
         for (int i = 0; i < C::kHalves; ++i) shared.halves[k.index][i] = now.halves[i];
       load(&plan.k, shared.k[k.index], &shared.k_full[k.index], now);
@@ -398,8 +398,7 @@ __device__ __forceinline__ void decide(const Params& p, const HopperPlan& plan,
       shared.full_head[tile.index][lane] = w.full_halves > 0 ? ListReader::load(p.full, w.full_begin, 0) : -1;
     }
     if (lane == 0) shared.walk[tile.index] = w;
-    __syncwarp();
-    if (lane == 0) hopper::barrier_arrive(shared_address(&shared.walk_full[tile.index]));
+    hopper::barrier_arrive(shared_address(&shared.walk_full[tile.index]));  // every lane wrote a part
     if (sent > 0) give_buffer(), --sent;
     if (!first) {
       send_rows(before), ++sent;
@@ -694,13 +693,14 @@ __device__ __forceinline__ void write_masks(const Params& p, const HopperPlan& p
 struct SoftmaxState {
   float base[2] = {-INFINITY, -INFINITY};  ///< a raw score that weights are relative to, near the maximum
   float sum[2] = {0, 0};                   ///< of this thread's columns
+  float logs[2] = {0, 0};                  ///< of w log2 w, weights of this thread's columns
 };
 
 /// Scores become weights 2^(to_log2 * (s - base)). The base follows the maximum once that is more than
 /// `slack` log2 units above it: weights stay far below what their type holds, and most tiles leave the older
 /// ones alone. True when some row of the warp moved; then `share` is what the older weights are multiplied
 /// by.
-template <bool Masked, int Count>
+template <bool Masked, bool Entropy, int Count>
 __device__ __forceinline__ bool weigh(float (&s)[Count], SoftmaxState& state, float (&share)[2],
                                       float to_log2, float slack) {
   bool any = false;
@@ -720,7 +720,11 @@ __device__ __forceinline__ bool weigh(float (&s)[Count], SoftmaxState& state, fl
     // once.
     const bool moved = (top - state.base[r]) * to_log2 > slack;
     const float now = moved ? top : state.base[r];
-    share[r] = moved ? exp2_fast((state.base[r] - now) * to_log2) : 1.0f;
+    const float away = (state.base[r] - now) * to_log2;
+    share[r] = moved ? exp2_fast(away) : 1.0f;
+    if constexpr (Entropy)
+      state.logs[r] =
+          share[r] * (state.logs[r] + (moved && state.base[r] != -INFINITY ? away * state.sum[r] : 0.0f));
     state.base[r] = now;
     any |= moved;
     // A row that saw nothing yet: any finite base gives weights of zero.
@@ -728,9 +732,13 @@ __device__ __forceinline__ bool weigh(float (&s)[Count], SoftmaxState& state, fl
     float even = 0, odd = 0;
 #pragma unroll
     for (int i = 0; i < Count; i += 4) {
-      s[i + 2 * r] = exp2_fast(s[i + 2 * r] * to_log2 - base);
-      s[i + 2 * r + 1] = exp2_fast(s[i + 2 * r + 1] * to_log2 - base);
+      const float x = s[i + 2 * r] * to_log2 - base, y = s[i + 2 * r + 1] * to_log2 - base;
+      s[i + 2 * r] = exp2_fast(x), s[i + 2 * r + 1] = exp2_fast(y);
       even += s[i + 2 * r], odd += s[i + 2 * r + 1];
+      if constexpr (Entropy) {
+        state.logs[r] += s[i + 2 * r] == 0.0f ? 0.0f : s[i + 2 * r] * x;
+        state.logs[r] += s[i + 2 * r + 1] == 0.0f ? 0.0f : s[i + 2 * r + 1] * y;
+      }
     }
     state.sum[r] = state.sum[r] * share[r] + (even + odd);
   }
@@ -758,7 +766,7 @@ __device__ __forceinline__ void hide(float* s, uint32_t row0, uint32_t row1) {
   }
 }
 
-template <class T, int Dim, int Groups>
+template <class T, int Dim, int Groups, bool Terms>
 struct Consumer {
   using C = HopperTile<Dim, Groups>;
   const Params& p;
@@ -798,11 +806,55 @@ struct Consumer {
   __device__ __forceinline__ void take_scores(bool masked, Half (&halves)[C::kHalves]) {
     hopper::product_wait<Left>();
     hopper::pin(s);
-    if (masked && plan.simple)
+    if (Terms || (masked && plan.simple))
 #pragma unroll
       for (int i = 0; i < C::kHalves; ++i) halves[i] = shared.halves[k.index][i];
     release(shared.k_empty[k.index]);
     k.next();
+  }
+  /// f(score, row, key) for all scores of this thread.
+  template <class F>
+  __device__ __forceinline__ void each_score(const Half (&halves)[C::kHalves], int row0, const F& f) {
+    const int row = row0 + group * 64 + warp * 16 + lane / 4;
+#pragma unroll
+    for (int i = 0; i < C::kHalves; ++i)
+#pragma unroll
+      for (int at = 0; at < 32; ++at)
+        f(s[32 * i + at], row + at / 2 % 2 * 8, halves[i].slot + lane % 4 * 2 + at / 4 * 8 + at % 2);
+  }
+  /// Raw products become scores in log2 units. One pass for each kind of term: most calls have one, and a
+  /// pass that is not needed is one branch.
+  __device__ __forceinline__ void add_terms(const Half (&halves)[C::kHalves]) {
+    const Walk& w = shared.walk[tile.index];
+    const int n = static_cast<int>(p.n), m = static_cast<int>(p.m), offset = m - n;
+    if (p.soft_cap > 0)
+      each_score(halves, w.row0,
+                 [&](float& x, int, int) { x = p.soft_cap * tanhf(x * p.scale / p.soft_cap); });
+    else
+      each_score(halves, w.row0, [&](float& x, int, int) { x *= p.scale; });
+    if (p.slope) {
+      const float slope = p.slope[w.h * p.slope_step];
+      each_score(halves, w.row0,
+                 [&](float& x, int i, int j) { x -= slope * static_cast<float>(abs(j - i - offset)); });
+    }
+    if (p.relative) {
+      const float* table = p.relative + w.h * p.relative_h;
+      const int reach = static_cast<int>(min(p.reach, static_cast<int64_t>(INT32_MAX / 2)));
+      each_score(halves, w.row0, [&](float& x, int i, int j) {
+        x += table[(min(max(j - i - offset, -reach), reach) + reach) * p.relative_step];
+      });
+    }
+    const auto add_bias = [&](const auto* bias) {
+      bias += w.b * p.bias_b + w.h * p.bias_h;
+      each_score(halves, w.row0, [&](float& x, int i, int j) {
+        if (i < n && j < m) x += to_float(bias[i * p.bias_n + j * p.bias_m]);
+      });
+    };
+    if (p.bias_type == BiasType::f32)
+      add_bias(static_cast<const float*>(p.bias));
+    else if (p.bias_type != BiasType::none)
+      add_bias(static_cast<const T*>(p.bias));
+    each_score(halves, w.row0, [&](float& x, int, int) { x *= kLog2e; });
   }
   __device__ __forceinline__ void mask(const Half (&halves)[C::kHalves]) {
     const int r = group * 64 + warp * 16 + lane / 4;
@@ -847,17 +899,19 @@ struct Consumer {
     hopper::product_fence();
     issue_scores(q);
   }
-  /// The first weights of a tile.
-  __device__ __forceinline__ void first_step(bool masked) {
+  /// The first weights of a tile, if there is one.
+  __device__ __forceinline__ void first_step(bool more) {
+    const bool masked = more && shared.walk[tile.index].masked > 0;
     Half halves[C::kHalves];
     take_scores<0>(masked, halves);
+    if (Terms && more) add_terms(halves);
     if (masked) mask(halves);
     float share[2];
-    weigh<true>(s, state, share, plan.to_log2, plan.slack);
+    weigh<true, Terms>(s, state, share, plan.to_log2, plan.slack);
     pack_weights<T>(s, weights);
   }
   template <bool Masked>
-  __device__ __forceinline__ void step(uint32_t q, bool add) {
+  __device__ __forceinline__ void step(uint32_t q, bool add, bool masked = Masked) {
     take_turn();
     wait_keys();
     hopper::pin(s);
@@ -870,10 +924,11 @@ struct Consumer {
     issue_values(add);
     pass_turn();
     Half halves[C::kHalves];
-    take_scores<1>(Masked, halves);
-    if constexpr (Masked) mask(halves);
+    take_scores<1>(masked, halves);
+    if constexpr (Terms) add_terms(halves);
+    if (Masked && masked) mask(halves);
     float share[2];
-    const bool moved = weigh<Masked>(s, state, share, plan.to_log2, plan.slack);
+    const bool moved = weigh<Masked, Terms>(s, state, share, plan.to_log2, plan.slack);
     take_values<0>();
     pack_weights<T>(s, weights);
     if (moved) {
@@ -900,9 +955,10 @@ struct Consumer {
     SoftmaxState next;
     Half halves[C::kHalves];
     take_scores<1>(masked, halves);
+    if (Terms && more) add_terms(halves);
     if (masked) mask(halves);
     float share[2];
-    weigh<true>(s, next, share, plan.to_log2, plan.slack);
+    weigh<true, Terms>(s, next, share, plan.to_log2, plan.slack);
     take_values<0>();
     pack_weights<T>(s, weights);
     write_out(buffer, walk);
@@ -928,17 +984,22 @@ struct Consumer {
   __device__ __forceinline__ void finish(const Walk& w, uint8_t* q, uint64_t& o_full) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float sum = state.sum[r];
+      float sum = state.sum[r], logs = 0;
       sum += __shfl_xor_sync(kAllLanes, sum, 1);
       sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      if constexpr (Terms) {
+        logs = state.logs[r];
+        logs += __shfl_xor_sync(kAllLanes, logs, 1);
+        logs += __shfl_xor_sync(kAllLanes, logs, 2);
+      }
       const int slot = w.row0 + group * 64 + warp * 16 + lane / 4 + 8 * r;
       const bool there = slot < p.n;
-      const float weight = finish_row(p, w.b, w.h, there ? slot : 0, state.base[r] * plan.to_log2, sum, 0.0f,
+      const float weight = finish_row(p, w.b, w.h, there ? slot : 0, state.base[r] * plan.to_log2, sum, logs,
                                       there && lane % 4 == 0);
 #pragma unroll
       for (int i = 2 * r; i < Dim / 2; i += 4) o[i] *= weight, o[i + 1] *= weight;
     }
-    if (w.masked > 0) {
+    if (Terms || w.masked > 0) {
       // Hidden pairs have weight zero, and 0 * v is NaN where v is not finite. Rows that look like that run
       // again, pair by pair, after this kernel.
       float zero = 0;
@@ -987,13 +1048,17 @@ struct Consumer {
     if (!more) return;
     wait_keys();
     issue_first(rows_address());
-    first_step(shared.walk[tile.index].masked > 0);
+    first_step(true);
     while (more) {
       const int walk = tile.index, buffer = rows.index;
       const uint32_t q = rows_address();
       const int steps = shared.walk[walk].steps, masked = shared.walk[walk].masked;
-      for (int i = 1; i < masked; ++i) step<true>(q, i > 1);
-      for (int i = masked > 1 ? masked : 1; i < steps; ++i) step<false>(q, i > 1);
+      if constexpr (Terms) {
+        for (int i = 1; i < steps; ++i) step<true>(q, i > 1, i < masked);
+      } else {
+        for (int i = 1; i < masked; ++i) step<true>(q, i > 1);
+        for (int i = masked > 1 ? masked : 1; i < steps; ++i) step<false>(q, i > 1);
+      }
       if constexpr (C::kQBuffers > 1) {
         rows.next(), tile.next();
         more = wait_tile();
@@ -1007,13 +1072,13 @@ struct Consumer {
         if (more) wait_keys();
         issue_first(rows_address());
         state = {};
-        first_step(more && shared.walk[tile.index].masked > 0);
+        first_step(more);
       }
     }
   }
 };
 
-template <class T, int Dim, int Groups>
+template <class T, int Dim, int Groups, bool Terms>
 __global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<Dim, Groups>::kBlocksPerSm)
     attention_hopper(const __grid_constant__ Params p, const __grid_constant__ HopperPlan plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -1028,7 +1093,7 @@ __global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<
       hopper::barrier_init(shared_address(&shared.o_full[i]), 4 * Groups);
     }
     for (int i = 0; i < kWalks; ++i) {
-      hopper::barrier_init(shared_address(&shared.walk_full[i]), 1);
+      hopper::barrier_init(shared_address(&shared.walk_full[i]), 32);
       hopper::barrier_init(shared_address(&shared.walk_empty[i]), 4 * Groups + 1 + kMaskThreads / 32);
       hopper::barrier_init(shared_address(&shared.ranges_full[i]), kMaskThreads);
     }
@@ -1055,26 +1120,34 @@ __global__ void __launch_bounds__(HopperTile<Dim, Groups>::kThreads, HopperTile<
       write_masks<Dim, Groups>(p, plan, shared);
   } else {
     hopper::take_registers<C::kConsumerRegisters>();
-    Consumer<T, Dim, Groups> consumer{p,
-                                      plan,
-                                      shared,
-                                      warpgroup - 1,
-                                      static_cast<int>(threadIdx.x % 32),
-                                      static_cast<int>(threadIdx.x / 32 % 4)};
+    Consumer<T, Dim, Groups, Terms> consumer{p,
+                                             plan,
+                                             shared,
+                                             warpgroup - 1,
+                                             static_cast<int>(threadIdx.x % 32),
+                                             static_cast<int>(threadIdx.x / 32 % 4)};
     consumer.run();
   }
 #endif
 }
 
-template <class T, int Dim, int Groups>
-void launch_tile(Context& ctx, const Params& p, const HopperPlan& plan) {
+template <class T, int Dim, int Groups, bool Terms>
+void launch_kernel(Context& ctx, const Params& p, const HopperPlan& plan) {
   using C = HopperTile<Dim, Groups>;
-  const auto kernel = attention_hopper<T, Dim, Groups>;
+  const auto kernel = attention_hopper<T, Dim, Groups, Terms>;
   const int bytes = static_cast<int>(sizeof(HopperShared<Dim, Groups>)) + 1024;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const int blocks = std::min(cuda_of(ctx).sm_count() * C::kBlocksPerSm, plan.total);
   kernel<<<static_cast<unsigned>(blocks), C::kThreads, static_cast<size_t>(bytes), stream_of(ctx)>>>(p, plan);
   CUDA_CHECK_LAUNCH();
+}
+
+template <class T, int Dim, int Groups>
+void launch_tile(Context& ctx, const Params& p, const HopperPlan& plan) {
+  // Three consumers have no registers left for terms: the planner does not ask for them.
+  if constexpr (Groups < 3)
+    if (plan.terms) return launch_kernel<T, Dim, Groups, true>(ctx, p, plan);
+  launch_kernel<T, Dim, Groups, false>(ctx, p, plan);
 }
 
 template <class T>

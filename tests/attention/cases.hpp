@@ -250,6 +250,28 @@ inline Tensor random_order(Context& ctx, Random& r, int64_t length) {
   return ints(ctx, {length}, v);
 }
 
+inline void random_terms(AttentionArgs& a, Context& ctx, Random& r, const Sizes& s, std::string& text) {
+  if (r.chance(0.15)) a.soft_cap = r.chance(0.5) ? 2.0f : 30.0f, text += " cap";
+  if (r.chance(0.2)) {
+    const DType t = r.chance(0.5) ? DType::f32 : s.dtype;
+    a.bias.dense = fresh(ctx, r, t, {r.chance(0.5) ? 1 : s.b, r.chance(0.5) ? 1 : s.h, s.n, s.m}, true);
+    fill(a.bias.dense, [&] { return r.chance(0.1) ? -std::numeric_limits<float>::infinity() : r.normal(); });
+    if (r.chance(0.2)) a.bias.dense = a.bias.dense.strided(a.bias.dense.shape(), {0, 0, 0, 1});
+    text += " dense";
+  }
+  if (r.chance(0.15)) {
+    a.bias.slope = floats(ctx, {s.h});
+    for (int64_t h = 0; h < s.h; ++h) a.bias.slope.data<float>()[h] = static_cast<float>(r.uniform());
+    text += " slope";
+  }
+  if (r.chance(0.15)) {
+    const int64_t reach = r.integer(0, std::max(s.n, s.m));
+    a.bias.relative = floats(ctx, {r.chance(0.5) ? 1 : s.h, 2 * reach + 1});
+    for (int64_t i = 0; i < a.bias.relative.numel(); ++i) a.bias.relative.data<float>()[i] = r.normal();
+    text += " relative";
+  }
+}
+
 /// One random mixture. Case numbers are seeds: a failing one can be run alone.
 inline void random_case(Case& c, Context& ctx, uint64_t seed) {
   Random r(seed);
@@ -328,25 +350,7 @@ inline void random_case(Case& c, Context& ctx, uint64_t seed) {
       }
     }
   }
-  if (r.chance(0.15)) a.soft_cap = r.chance(0.5) ? 2.0f : 30.0f, text += " cap";
-  if (r.chance(0.2)) {
-    const DType t = r.chance(0.5) ? DType::f32 : s.dtype;
-    a.bias.dense = fresh(ctx, r, t, {r.chance(0.5) ? 1 : s.b, r.chance(0.5) ? 1 : s.h, s.n, s.m}, true);
-    fill(a.bias.dense, [&] { return r.chance(0.1) ? -std::numeric_limits<float>::infinity() : r.normal(); });
-    if (r.chance(0.2)) a.bias.dense = a.bias.dense.strided(a.bias.dense.shape(), {0, 0, 0, 1});
-    text += " dense";
-  }
-  if (r.chance(0.15)) {
-    a.bias.slope = floats(ctx, {s.h});
-    for (int64_t h = 0; h < s.h; ++h) a.bias.slope.data<float>()[h] = static_cast<float>(r.uniform());
-    text += " slope";
-  }
-  if (r.chance(0.15)) {
-    const int64_t reach = r.integer(0, std::max(s.n, s.m));
-    a.bias.relative = floats(ctx, {r.chance(0.5) ? 1 : s.h, 2 * reach + 1});
-    for (int64_t i = 0; i < a.bias.relative.numel(); ++i) a.bias.relative.data<float>()[i] = r.normal();
-    text += " relative";
-  }
+  random_terms(a, ctx, r, s, text);
   if (r.chance(0.2)) {
     // Tables that end before, at and behind the distances there are.
     const int which = static_cast<int>(r.integer(0, 2));

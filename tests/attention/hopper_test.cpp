@@ -16,13 +16,15 @@ using namespace attnbench::attention_test;
 
 namespace {
 
+/// With the strides it has.
 Tensor to_device(Context& gpu, const Tensor& t) {
-  if (!t) return {};
-  Tensor there = gpu.allocate(t.dtype(), t.shape());
-  if (t.numel() > 0)
-    gpu.backend().copy_bytes(there.raw(), DeviceKind::cuda, t.raw(), DeviceKind::cpu,
-                             static_cast<size_t>(t.nbytes()));
-  return there;
+  if (!t || t.numel() == 0) return t ? gpu.allocate(t.dtype(), t.shape()) : Tensor();
+  int64_t span = 1;
+  for (int axis = 0; axis < t.rank(); ++axis) span += (t.dim(axis) - 1) * t.stride(axis);
+  Tensor flat = gpu.allocate(t.dtype(), {span});
+  gpu.backend().copy_bytes(flat.raw(), DeviceKind::cuda, t.raw(), DeviceKind::cpu,
+                           static_cast<size_t>(flat.nbytes()));
+  return flat.strided(t.shape(), t.strides());
 }
 Tensor to_host(Context& host, Context& gpu, const Tensor& t) {
   if (!t) return {};
@@ -49,7 +51,8 @@ struct HopperCase {
   Sizes s;
   BlockMask mask;
   bool masked = false, heads_inside = false, sink = false, bad_values = false;
-  bool lse = true, row_max = true;
+  bool lse = true, row_max = true, entropy = false;
+  AttentionArgs terms;  // soft cap and bias alone
   float logit = 1;
   std::string text;
 };
@@ -135,6 +138,16 @@ HopperCase hopper_case(Context& host, uint64_t seed) {
     c.text += " valid";
   }
   c.bad_values = c.masked && r.chance(0.15);
+  if (r.chance(0.35)) random_terms(c.terms, host, r, s, c.text);
+  if (r.chance(0.1)) {  // a mask of finite numbers
+    c.terms.bias.dense = floats(host, {1, s.h, 1, s.m});
+    const float huge = 1e30f;  // so far that double precision keeps nothing of a score beside it either
+    for (int64_t i = 0; i < s.h * s.m; ++i)
+      c.terms.bias.dense.data<float>()[i] = r.chance(0.4) || i % s.m < s.m / 3 ? -huge : 0.0f;
+    c.terms.bias.dense = c.terms.bias.dense.strided({1, s.h, s.n, s.m}, {0, s.m, 0, 1});
+    c.text += " huge";
+  }
+  c.entropy = r.chance(0.2);
   // Maxima that are asked for are exact; those that are not may trail behind.
   c.lse = r.chance(0.6), c.row_max = r.chance(0.3);
   if (r.chance(0.3)) c.logit = r.chance(0.5) ? 6.0f : 40.0f, c.text += " logits " + std::to_string(c.logit);
@@ -146,7 +159,7 @@ HopperCase hopper_case(Context& host, uint64_t seed) {
 }
 
 struct Outputs {
-  Tensor o, lse, row_max;
+  Tensor o, lse, row_max, entropy;
 };
 Outputs run_on(Context& host, Context& gpu, const char* kernel, AttentionArgs a, const HopperCase& c) {
   setenv("ATTNBENCH_CUDA_ATTENTION", kernel, 1);
@@ -160,11 +173,18 @@ Outputs run_on(Context& host, Context& gpu, const char* kernel, AttentionArgs a,
   a.o = seen_as(o, {s.b, s.h, s.n, s.e}, c.heads_inside);
   if (c.lse) a.lse = poisoned(DType::f32, {s.b, s.h, s.n});
   if (c.row_max) a.row_max = poisoned(DType::f32, {s.b, s.h, s.n});
+  if (c.entropy) a.row_entropy = poisoned(DType::f32, {s.b, s.h, s.n});
   attention(gpu, a);
   gpu.backend().synchronize();
   unsetenv("ATTNBENCH_CUDA_ATTENTION");
   return {seen_as(to_host(host, gpu, o), {s.b, s.h, s.n, s.e}, c.heads_inside), to_host(host, gpu, a.lse),
-          to_host(host, gpu, a.row_max)};
+          to_host(host, gpu, a.row_max), to_host(host, gpu, a.row_entropy)};
+}
+
+/// The entropy is lse - sum p s: an error of the scores counts for every nat of the widest row.
+double entropy_bound(const HopperCase& c, double lse) {
+  return 4e-5 * (1 + (std::isfinite(lse) ? std::fabs(lse) : 0)) *
+         (2 + std::log(static_cast<double>(c.s.m) + 2));
 }
 
 bool differs(double got, double want, double bound) {
@@ -188,6 +208,9 @@ std::string check_case(Context& host, Context& gpu, const HopperCase& c, uint64_
   a.k = seen_as(dk, {s.b, s.hkv, s.m, s.d}, c.heads_inside);
   a.v = seen_as(dv, {s.b, s.hkv, s.m, s.e}, c.heads_inside);
   a.scale = c.logit / std::sqrt(static_cast<float>(s.d));
+  a.soft_cap = c.terms.soft_cap;
+  a.bias = {to_device(gpu, c.terms.bias.dense), to_device(gpu, c.terms.bias.slope),
+            to_device(gpu, c.terms.bias.relative)};
   if (c.sink) {
     Tensor sink = floats(host, {s.h});
     for (int64_t h = 0; h < s.h; ++h) sink.data<float>()[h] = 3 * r.normal();
@@ -226,9 +249,12 @@ std::string check_case(Context& host, Context& gpu, const HopperCase& c, uint64_
         }
         const auto of = [&](const Tensor& t) { return t ? element(t, {b, h, i}) : 0.0f; };
         const double g = of(got.lse), w = of(want.lse), gm = of(got.row_max), wm = of(want.row_max);
-        if (differs(g, w, 2e-5 * (1 + std::fabs(w))) || differs(gm, wm, 2e-5 * (1 + std::fabs(wm)))) {
-          std::snprintf(text, sizeof text, "[%d %d %d]: lse %.7g, oracle %.7g; max %.7g, oracle %.7g",
-                        static_cast<int>(b), static_cast<int>(h), static_cast<int>(i), g, w, gm, wm);
+        const double ge = of(got.entropy), we = of(want.entropy);
+        if (differs(g, w, 2e-5 * (1 + std::fabs(w))) || differs(gm, wm, 2e-5 * (1 + std::fabs(wm))) ||
+            differs(ge, we, entropy_bound(c, w))) {
+          std::snprintf(text, sizeof text,
+                        "[%d %d %d]: lse %.7g, oracle %.7g; max %.7g, oracle %.7g; entropy %.7g, oracle %.7g",
+                        static_cast<int>(b), static_cast<int>(h), static_cast<int>(i), g, w, gm, wm, ge, we);
           return text;
         }
       }
