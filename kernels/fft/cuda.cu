@@ -1,9 +1,10 @@
-// 2-D transforms through cuFFT, plans cached by shape with their workspace from the context; and the spectral
-// mask.
+// 2-D transforms: planes that fit in shared memory by a kernel of their own (cuda_plane.cu), others through
+// cuFFT, plans cached by shape with their workspace from the context; and the spectral mask.
 #include <compare>
 #include <map>
 #include <mutex>
 
+#include "kernels/fft/cuda_plane.cuh"
 #include "kernels/fft/cufft_plans.cuh"
 #include "kernels/layout/layout.hpp"
 
@@ -173,7 +174,8 @@ void CudaBackend::fft2(Context& ctx, const Fft2Args& args) {
   const int64_t points_y = args.height * (real_y   ? args.width
                                           : real_x ? (args.width / 2 + 1) * 2
                                                    : args.width * 2);
-  Tensor x = image_rows(args.x, inner_x), y = image_rows(args.y, inner_y);
+  const Tensor x = image_rows(args.x, inner_x), y = image_rows(args.y, inner_y);
+  if (fft2_planes(ctx, args, x, y)) return;
   // cuFFT wants one distance between images, complex numbers at multiples of their size, and images apart
   // from each other; what is laid out otherwise passes through packed copies.
   const auto usable = [](const Tensor& t, int64_t points, bool real) {

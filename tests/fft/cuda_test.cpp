@@ -89,6 +89,53 @@ TEST_CASE("CUDA fft2: strided batches, odd addresses, in place, graphs") {
   s.check_graph([&] { fft2(s.device, {Kind::real_to_half, real.device, to.device, 32, 40, 0.1f}); }, {to});
 }
 
+TEST_CASE("CUDA fft2 of planes in shared memory: sizes, batches of any count, large planes, gaps, graphs") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const Kind kind =
+      GENERATE(Kind::real_to_half, Kind::half_to_real, Kind::complex_forward, Kind::complex_inverse);
+  Sides s(*gpu, 904);
+  const bool real_x = kind == Kind::real_to_half, real_y = kind == Kind::half_to_real,
+             half = real_x || real_y;
+  struct Case {
+    int64_t planes, h, w;
+  };
+  // Several planes a block with a last block that is not full, one plane a block, more planes than blocks,
+  // all factors; the largest planes come often enough to fill a card.
+  for (const Case& c :
+       {Case{1, 24, 20}, Case{3001, 4, 6}, Case{701, 8, 8}, Case{1999, 1, 30}, Case{613, 12, 1},
+        Case{577, 15, 21}, Case{131, 32, 40}, Case{67, 64, 64}, Case{5, 49, 50}, Case{300, 33, 39},
+        Case{41, 112, 112}, Case{37, 128, 96}, Case{43, 1, 4096}, Case{35, 160, 162}, Case{301, 96, 112},
+        Case{half ? 171 : 35, half ? 224 : 150, half ? 224 : 168}}) {
+    const Shape grid{c.planes, c.h, c.w};
+    // Numbers between the images stay as they are; pairs begin at multiples of 8 bytes.
+    const auto strided = [&](bool real, bool poisoned) {
+      Shape inner = grid_shape(real, half, c.h, c.w);
+      const int64_t points = inner.numel(), apart = (points + 7) / 2 * 2;
+      const auto view = [&](const Tensor& t) {
+        return real ? t.strided({c.planes, inner[0], inner[1]}, {apart, inner[1], 1})
+                    : t.strided({c.planes, inner[0], inner[1], 2}, {apart, 2 * inner[1], 2, 1});
+      };
+      const Shape all{c.planes * apart};
+      return (poisoned ? s.poisoned(DType::f32, all) : s.random(DType::f32, all)).view(view);
+    };
+    const Twin x = real_y ? s.upload(real_spectrum(s, grid, c.h, c.w)) : strided(real_x, false);
+    const Twin y = strided(real_y, true);
+    const auto work = [&] { fft2(s.device, {kind, x.device, y.device, c.h, c.w, 0.37f}); };
+    work();
+    fft2(s.host, {kind, x.host, y.host, c.h, c.w, 0.37f});
+    INFO("kind " << static_cast<int>(kind) << " " << grid.str());
+    check_norm(s.fetch(y, true), values(y.host_base), tolerance_of(c.h * c.w));
+    // Where a card's shared memory is too small, cuFFT takes over and may overwrite a half spectrum.
+    if (!real_y || c.h * c.w <= 112 * 112) s.check_graph(work, {y});
+  }
+  if (half) return;
+  const Twin z = s.random(DType::f32, {37, 70, 72, 2});
+  fft2(s.device, {kind, z.device, z.device, 70, 72, 2.0f});
+  fft2(s.host, {kind, z.host, z.host, 70, 72, 2.0f});
+  check_norm(s.fetch(z), values(z.host), tolerance_of(70 * 72));
+}
+
 TEST_CASE("CUDA spectral_mask agrees with the CPU bit by bit") {
   Backend* gpu = open_device();
   if (!gpu) return;
