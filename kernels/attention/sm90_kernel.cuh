@@ -251,7 +251,10 @@ __device__ Walk find_walk(const Params& p, const HopperPlan& plan, int number) {
   // An empty row has high 0, so that no tile is whole.
   if (plan.general || w.full_low >= w.full_high) w.full_low = w.full_high = w.low;
   if (w.high < w.low) w.high = w.low;
-  w.sinks = min((max_sink + C::kKeys - 1) / C::kKeys, w.low);
+  // Sinks may reach past the band of every row, and be all that a tile sees.
+  const int sinks = (max_sink + C::kKeys - 1) / C::kKeys;
+  if (sinks > w.low) w.high = max(w.high, sinks);
+  w.sinks = min(sinks, w.low);
   w.masked = w.high - w.full_high + w.full_low - w.low + w.sinks;
   w.steps = w.masked + w.full_high - w.full_low;
   return w;
@@ -808,7 +811,12 @@ struct Consumer {
     hopper::pin(s);
     if (Terms || (masked && plan.simple))
 #pragma unroll
-      for (int i = 0; i < C::kHalves; ++i) halves[i] = shared.halves[k.index][i];
+      for (int i = 0; i < C::kHalves; ++i) {
+        // Read by the lane that gives the stage back.
+        const Half mine = lane == 0 ? shared.halves[k.index][i] : Half{};
+        halves[i].slot = __shfl_sync(kAllLanes, mine.slot, 0);
+        halves[i].kind = static_cast<HalfKind>(__shfl_sync(kAllLanes, static_cast<int>(mine.kind), 0));
+      }
     release(shared.k_empty[k.index]);
     k.next();
   }
