@@ -18,25 +18,10 @@ struct RowSample {
   static constexpr int64_t kFloats = int64_t{1} << 20;  ///< in flight: 4 MiB
 };
 
-/// Calls visit(b, h, i, row) with the probabilities of every sampled query of head h, `keys` of them. Returns
-/// false when the method has no rows, or fewer or more columns than `keys` in this head.
+/// Calls range(b, begin, end) for the runs of queries that the sample takes, batch element by batch element.
+/// Returns false as soon as range does.
 template <class F>
-bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_t queries, int64_t keys,
-              const RowSample& sample, F&& visit) {
-  if (keys <= 0 || instance.keys(h) != keys) return false;
-  std::vector<float> block;
-  const auto range = [&](int64_t b, int64_t begin, int64_t end) {
-    const int64_t step = std::max<int64_t>(1, RowSample::kFloats / keys);
-    for (int64_t q = begin; q < end; q += step) {
-      const int64_t last = std::min(q + step, end);
-      if (!instance.rows(ctx, b, h, q, last, block)) return false;
-      if (block.size() != static_cast<size_t>((last - q) * keys))
-        throw Error("rows() gave " + std::to_string(block.size()) + " values for " +
-                    std::to_string(last - q) + " queries of " + std::to_string(keys) + " keys");
-      for (int64_t i = q; i < last; ++i) visit(b, h, i, block.data() + (i - q) * keys);
-    }
-    return true;
-  };
+bool for_runs(int64_t batch, int64_t queries, const RowSample& sample, F&& range) {
   for (int64_t b = 0; b < batch; ++b) {
     if (sample.queries == 0 || sample.queries >= queries) {
       if (!range(b, 0, queries)) return false;
@@ -50,6 +35,27 @@ bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_
     }
   }
   return true;
+}
+
+/// Calls visit(b, h, i, row) with the probabilities of every sampled query of head h, `keys` of them. Returns
+/// false when the method has no rows, or fewer or more columns than `keys` in this head.
+template <class F>
+bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_t queries, int64_t keys,
+              const RowSample& sample, F&& visit) {
+  if (keys <= 0 || instance.keys(h) != keys) return false;
+  std::vector<float> block;
+  return for_runs(batch, queries, sample, [&](int64_t b, int64_t begin, int64_t end) {
+    const int64_t step = std::max<int64_t>(1, RowSample::kFloats / keys);
+    for (int64_t q = begin; q < end; q += step) {
+      const int64_t last = std::min(q + step, end);
+      if (!instance.rows(ctx, b, h, q, last, block)) return false;
+      if (block.size() != static_cast<size_t>((last - q) * keys))
+        throw Error("rows() gave " + std::to_string(block.size()) + " values for " +
+                    std::to_string(last - q) + " queries of " + std::to_string(keys) + " keys");
+      for (int64_t i = q; i < last; ++i) visit(b, h, i, block.data() + (i - q) * keys);
+    }
+    return true;
+  });
 }
 
 }  // namespace attnbench

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "kernels/attention/neighborhood.hpp"
 #include "kernels/layout/layout.hpp"
@@ -323,6 +324,28 @@ PairSet rule_pairs(const ElementRule& rule, int64_t batch, int64_t heads, int64_
 Tensor split_heads(const Tensor& x, int64_t heads) {
   const int64_t d = x.dim(2) / heads;
   return x.strided({x.dim(0), heads, x.dim(1), d}, {x.stride(0), d, x.stride(1), 1});
+}
+
+PairSet attention_pairs(Context& ctx, const AttentionArgs& args) {
+  PairSet set;
+  set.batch = args.q.dim(0), set.heads = args.q.dim(1);
+  set.queries = args.q.dim(2), set.tokens = keys_of(args);
+  const auto mask = std::make_shared<const HostMask>(ctx, args.mask, static_cast<bool>(args.pages.table),
+                                                     set.batch, set.heads, set.queries, set.tokens);
+  set.same_for_all_batches = mask->same_for_batches();
+  set.row = [mask](int64_t b, int64_t h, int64_t i, Intervals& out) {
+    std::vector<int64_t> keys;
+    mask->for_each(b, h, i, [&keys](int64_t j) { keys.push_back(j); });
+    std::sort(keys.begin(), keys.end());
+    out.clear();
+    for (const int64_t j : keys) {
+      if (!out.empty() && out.back().end == j)
+        ++out.back().end;
+      else
+        out.push_back({j, j + 1});
+    }
+  };
+  return set;
 }
 
 bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t h, int64_t q_begin,

@@ -18,6 +18,10 @@ namespace attnbench {
 bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t h, int64_t q_begin,
                     int64_t q_end, std::vector<float>& out);
 
+/// The pairs that the mask of an attention call shows, whatever their weights; no mask: all. Lists are copied
+/// to the host once.
+PairSet attention_pairs(Context& ctx, const AttentionArgs& args);
+
 /// Runs the operator once more into scratch memory with entropy requested; the keys that each row sees are
 /// counted from the mask (and from -inf in a dense bias), a sink logit is not a key.
 RowStats attention_row_stats(Context& ctx, const AttentionArgs& args);

@@ -120,6 +120,32 @@ std::optional<RowStats> BlockSelectionInstance::row_stats(Context& ctx) {
   return attention_row_stats(ctx, call());
 }
 
+int64_t visited_pairs(Context& ctx, const AttentionArgs& call) {
+  const int64_t batch = call.q.dim(0), heads = call.q.dim(1), n = call.q.dim(2), m = call.k.dim(2);
+  if (!call.mask) return batch * heads * n * m;
+  BlockMask mask = *call.mask;
+  if (!mask.full && !mask.partial && !mask.gather) return batch * heads * band_pair_count(mask.rule, n, m);
+  for (BlockList* l : {&mask.full, &mask.partial, &mask.gather})
+    l->begin = on_host(ctx, l->begin), l->count = on_host(ctx, l->count), l->index = on_host(ctx, l->index);
+  for (Tensor* t : {&mask.row_begin, &mask.row_end, &mask.key_length, &mask.key_valid, &mask.q_order,
+                    &mask.k_order, &mask.rule.segment_q, &mask.rule.segment_k, &mask.rule.bitmap})
+    *t = on_host(ctx, *t);
+  return count_pairs(mask, batch, heads, n, m, false).visited;
+}
+
+std::optional<DenseEquivalent> BlockSelectionInstance::dense_equivalent(Context& ctx) {
+  DenseEquivalent d;
+  d.call = BlockSelectionInstance::call();
+  d.output = d.call.o;
+  d.call.o = {};
+  BlockMask all;
+  all.rule = mask_.rule;
+  d.set_mask(std::move(all));
+  d.pairs = rule_pairs(mask_.rule, form_.batch, form_.heads, form_.queries, form_.keys);
+  d.visited = computed_pairs(ctx);
+  return d;
+}
+
 Tensor repeated(const Tensor& t, int axis, int64_t count) {
   std::vector<int64_t> shape, strides;
   for (int i = 0; i < t.rank(); ++i) {

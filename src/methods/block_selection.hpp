@@ -6,11 +6,15 @@
 // head-major ([B, H, N, D]) where the card says so. Operators see them as [B, H, N, D] views.
 #pragma once
 #include "kernels/select/select.hpp"
+#include "methods/dense_counterpart.hpp"
 #include "methods/heads_form.hpp"
 
 namespace attnbench {
 
-class BlockSelectionInstance : public Instance {
+/// Pairs that the attention operator computes for a call, listed blocks counted whole; masks of any device.
+int64_t visited_pairs(Context& ctx, const AttentionArgs& call);
+
+class BlockSelectionInstance : public Instance, public DenseCounterpart {
  public:
   enum class Layout : uint8_t { token_major, head_major };
 
@@ -20,6 +24,8 @@ class BlockSelectionInstance : public Instance {
             std::vector<float>& out) override;
   int64_t keys(int64_t) const override { return form_.keys; }
   std::optional<RowStats> row_stats(Context& ctx) override;
+  /// Every pair that the element rule and the valid keys allow.
+  std::optional<DenseEquivalent> dense_equivalent(Context& ctx) override;
 
  protected:
   /// `extra` tokens follow those of the problem (text behind a video).
@@ -39,6 +45,8 @@ class BlockSelectionInstance : public Instance {
   /// Attention of query_, key_ and value_ over the lists, or over everything that the rule allows while
   /// dense_.
   virtual AttentionArgs call() const;
+  /// Pairs that the attention of the last run computed, visited blocks counted whole.
+  virtual int64_t computed_pairs(Context& ctx) { return visited_pairs(ctx, call()); }
   /// What the attention operator charges for the last selection, by its header's rule: pairs of the listed
   /// blocks cut at N and M, and each list entry read once. Before the first run: all pairs of the rule, an
   /// upper bound.

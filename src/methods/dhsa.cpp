@@ -374,6 +374,9 @@ class DhsaInstance final : public BlockSelectionInstance {
     }
     return true;
   }
+  int64_t computed_pairs(Context& ctx) override {
+    return (blocks_ > 0 ? visited_pairs(ctx, call()) : 0) + (tail_ > 0 ? visited_pairs(ctx, tail_call()) : 0);
+  }
   std::optional<RowStats> row_stats(Context& ctx) override {
     if (tail_ == 0) return attention_row_stats(ctx, call());
     if (blocks_ == 0) return attention_row_stats(ctx, tail_call());

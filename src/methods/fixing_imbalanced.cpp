@@ -271,6 +271,8 @@ class PaintInstance final : public HeadsInstance {
     ctx.backend().synchronize();
     return true;
   }
+  // Weights are moved after the softmax.
+  std::optional<DenseEquivalent> dense_equivalent(Context&) override { return std::nullopt; }
   std::optional<RowStats> row_stats(Context& ctx) override {
     RowStats s = attention_row_stats(ctx, call());
     const int64_t last = form_.queries - 1;

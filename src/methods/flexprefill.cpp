@@ -194,6 +194,13 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
     return std::max(1.0, std::sqrt(error / norm));
   }
 
+  /// The map that query-aware heads select by; of other heads, what it would be.
+  std::optional<BlockEstimate> block_estimate(Context& ctx) override {
+    if (dense_) return std::nullopt;
+    const Tensor map = pooled_map(ctx, pooled(ctx, key_, block_, PoolTokensArgs::Kind::mean));
+    return BlockEstimate{map, block_, block_, form_.queries, form_.keys};
+  }
+
   ClosedForm cost() const override {
     const HeadsForm& f = form_;
     ClosedForm c;
@@ -268,6 +275,23 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
   }
   float probe_scale() const {
     return static_cast<float>(1.0 / std::sqrt(static_cast<double>(form_.head_dim)));
+  }
+
+  /// Abar: causal softmax of the scores of block means, [B, H, n, n].
+  Tensor pooled_map(Context& ctx, const Tensor& mean_k) {
+    const HeadsForm& f = form_;
+    const int64_t n = query_blocks(), kv = key_heads(), group = key_group();
+    const Tensor mean_q = pooled(ctx, query_, block_, PoolTokensArgs::Kind::mean);
+    const Tensor map = ctx.allocate(DType::f32, {f.batch, f.heads, n, n});
+    GemmArgs a;
+    a.a = mean_q.reshape({f.batch, kv, group, n, f.head_dim});
+    a.b = repeated(mean_k, 2, group);
+    a.b_transposed = true;
+    a.c = map.reshape({f.batch, kv, group, n, n});
+    a.alpha = probe_scale();
+    gemm(ctx, a);
+    softmax(ctx, {map, map, true, 0});
+    return map;
   }
 
   void probe(Context& ctx) {
@@ -371,13 +395,7 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
     transpose_copy(ctx, {by_line.strided(lines, {f.heads * n, n, -1}, n - 1), lists_.diagonals});
 
     if (tau_ > 0) {
-      const Tensor mean_q = pooled(ctx, query_, block_, PoolTokensArgs::Kind::mean);
-      const Tensor map = ctx.allocate(DType::f32, {f.batch, f.heads, n, n});
-      a.a = mean_q.reshape({f.batch, kv, group, n, f.head_dim});
-      a.b = repeated(mean_k, 2, group);
-      a.c = map.reshape({f.batch, kv, group, n, n});
-      gemm(ctx, a);
-      softmax(ctx, {map, map, true, 0});
+      const Tensor map = pooled_map(ctx, mean_k);
       CountRuleArgs all;  // heads that are not query-aware keep nothing of the map
       all.flag = aware_;
       all.y = ctx.allocate(DType::i32, heads);

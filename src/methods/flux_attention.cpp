@@ -294,21 +294,24 @@ class FluxInstance final : public BlockSelectionInstance {
 
   std::optional<PairSet> pairs() const override {
     if (!ran_) return BlockSelectionInstance::pairs();
-    // From the masks of the last calls, pair by pair.
+    struct Part {
+      int64_t first, last;
+      PairSet pairs;
+    };
+    std::vector<Part> parts;
+    for (const Piece& p : last_) parts.push_back({p.first, p.last, attention_pairs(*ctx_, piece_call(p))});
     PairSet set;
     set.batch = form_.batch, set.heads = form_.heads;
     set.queries = form_.queries, set.tokens = form_.keys;
     set.same_for_all_batches = form_.batch == 1;
-    set.row = [this](int64_t b, int64_t h, int64_t i, Intervals& out) {
-      std::vector<float> p;
-      const_cast<FluxInstance*>(this)->rows(*ctx_, b, h, i, i + 1, p);
+    // Of two pieces with the same rows each serves some batch elements: one is empty.
+    set.row = [parts = std::move(parts)](int64_t b, int64_t h, int64_t i, Intervals& out) {
+      Intervals row;
       out.clear();
-      for (int64_t j = 0; j < form_.keys; ++j) {
-        if (!(p[static_cast<size_t>(j)] > 0)) continue;
-        if (!out.empty() && out.back().end == j)
-          ++out.back().end;
-        else
-          out.push_back({j, j + 1});
+      for (const Part& p : parts) {
+        if (i < p.first || i >= p.last) continue;
+        p.pairs.row(b, h, i - p.first, row);
+        if (!row.empty()) out = row;
       }
     };
     return set;
@@ -326,6 +329,19 @@ class FluxInstance final : public BlockSelectionInstance {
       for (size_t e = 0; e < part.size(); ++e) out[static_cast<size_t>((first - q_begin) * m) + e] += part[e];
     }
     return true;
+  }
+  /// The rule of the last branch may be narrower than causal attention.
+  std::optional<DenseEquivalent> dense_equivalent(Context& ctx) override {
+    std::optional<DenseEquivalent> d = BlockSelectionInstance::dense_equivalent(ctx);
+    BlockMask all = causal_mask(0);
+    d->pairs = rule_pairs(all.rule, form_.batch, form_.heads, form_.queries, form_.keys);
+    d->set_mask(std::move(all));
+    return d;
+  }
+  int64_t computed_pairs(Context& ctx) override {
+    int64_t all = 0;
+    for (const Piece& piece : last_) all += visited_pairs(ctx, piece_call(piece));
+    return all;
   }
   std::optional<RowStats> row_stats(Context& ctx) override {
     if (last_.size() != 1) return std::nullopt;

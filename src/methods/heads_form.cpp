@@ -76,6 +76,21 @@ bool HeadsInstance::rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, in
 
 std::optional<RowStats> HeadsInstance::row_stats(Context& ctx) { return attention_row_stats(ctx, call()); }
 
+std::optional<DenseEquivalent> HeadsInstance::dense_equivalent(Context&) {
+  DenseEquivalent d;
+  d.call = call();
+  d.output = d.call.o;
+  d.call.o = {};
+  ElementRule rule;
+  rule.causal = mask_.rule.causal;
+  BlockMask all;
+  all.rule = rule;
+  d.set_mask(std::move(all));
+  d.pairs = rule_pairs(rule, form_.batch, form_.heads, form_.queries, form_.keys, grid_);
+  d.visited = cost().cost.matmul / (4 * form_.head_dim);
+  return d;
+}
+
 ParamSpec scale_param() {
   ParamSpec s;
   s.name = "scale";

@@ -2,7 +2,7 @@
 // Extents, tensor specifications and the answers to analyses that softmax methods of this form share; not for
 // layers, which are given x and project it themselves.
 #pragma once
-#include "kernels/attention/attention.hpp"
+#include "methods/dense_counterpart.hpp"
 #include "methods/method.hpp"
 
 namespace attnbench {
@@ -16,7 +16,7 @@ HeadsForm heads_form(const MethodInfo& info, const Problem& problem);
 
 /// Softmax attention in heads form: the subclass describes its call once in `args_` (and `mask_`, which args_
 /// points to where it is used), so that outputs and analyses follow from it.
-class HeadsInstance : public Instance {
+class HeadsInstance : public Instance, public DenseCounterpart {
  public:
   HeadsInstance(Context& ctx, const MethodInfo& info, const Problem& problem, double scale);
 
@@ -26,6 +26,8 @@ class HeadsInstance : public Instance {
             std::vector<float>& out) override;
   int64_t keys(int64_t) const override { return form_.keys; }
   std::optional<RowStats> row_stats(Context& ctx) override;
+  /// Every pair, or with a causal rule every earlier one; whatever else the mask holds does not count.
+  std::optional<DenseEquivalent> dense_equivalent(Context& ctx) override;
 
  protected:
   /// The call with the bound inputs.

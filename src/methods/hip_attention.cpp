@@ -261,6 +261,9 @@ class HipInstance final : public BlockSelectionInstance {
     }
     return true;
   }
+  int64_t computed_pairs(Context& ctx) override {
+    return visited_pairs(ctx, call()) + (dense_rows() > 0 ? visited_pairs(ctx, dense_call()) : 0);
+  }
   std::optional<RowStats> row_stats(Context& ctx) override {
     if (dense_rows() > 0) return std::nullopt;
     return attention_row_stats(ctx, call());

@@ -306,6 +306,8 @@ class MusicInstance final : public HeadsInstance {
             std::vector<float>& out) override {
     return attention_rows(ctx, call_for(whole()), b, h, q_begin, q_end, out);
   }
+  // Scores hold terms of relative positions.
+  std::optional<DenseEquivalent> dense_equivalent(Context&) override { return std::nullopt; }
   std::optional<RowStats> row_stats(Context& ctx) override {
     return attention_row_stats(ctx, call_for(whole()));
   }

@@ -172,7 +172,7 @@ class PowerInstance final : public HeadsInstance {
                          std::min(params.integer("stride_blocks"), blocks),
                          params.boolean("power_blocks"),
                          params.boolean("causal")};
-    causal_ = rule.causal;
+    causal_ = mask_.rule.causal = rule.causal;
     // Lists are by block of queries, so queries that start inside a pattern block are a part of their own.
     const int64_t head = std::min((block_ - first % block_) % block_, form_.queries);
     add_part(rule, 0, head, blocks);

@@ -422,6 +422,33 @@ class RectifiedInstance final : public BlockSelectionInstance {
     return true;
   }
   std::optional<RowStats> row_stats(Context&) override { return std::nullopt; }
+  /// Valid rows against all valid keys.
+  std::optional<DenseEquivalent> dense_equivalent(Context& ctx) override {
+    const int64_t n = form_.queries, seen = video_ + valid_;
+    DenseEquivalent d;
+    d.call.q = input("q"), d.call.k = input("k"), d.call.v = input("v");
+    d.call.scale = scale_;
+    d.output = out_;
+    d.visited = visited_pairs(ctx, call()) + (valid_ > 0 ? visited_pairs(ctx, text_call()) : 0);
+    if (seen < n) {
+      std::vector<int32_t> end(static_cast<size_t>(n), static_cast<int32_t>(seen));
+      std::fill(end.begin() + seen, end.end(), 0);
+      BlockMask valid;
+      valid.row_begin = upload(ctx, {1, 1, n}, std::vector<int32_t>(end.size(), 0));
+      valid.row_end = upload(ctx, {1, 1, n}, end);
+      d.set_mask(std::move(valid));
+    }
+    d.pairs.batch = form_.batch, d.pairs.heads = form_.heads;
+    d.pairs.queries = d.pairs.tokens = n;
+    d.pairs.row = [seen](int64_t, int64_t, int64_t i, Intervals& out) {
+      out.clear();
+      if (i < seen) out.push_back({0, seen});
+    };
+    return d;
+  }
+  std::optional<BlockEstimate> block_estimate(Context&) override {
+    return BlockEstimate{implicit_.slice(3, 0, blocks_), block_, block_, video_, video_};
+  }
 
  private:
   void grid_of(const Problem& problem, const Params& params) {

@@ -133,7 +133,7 @@ struct Routing {
   int64_t slots() const { return clusters * window; }
 };
 
-class RoutingInstance final : public Instance {
+class RoutingInstance final : public Instance, public DenseCounterpart {
  public:
   RoutingInstance(Context& ctx, const Routing& r, DType dtype)
       : r_(r), dtype_(dtype), backend_(&ctx.backend()), local_(r.n, r.n, r.block) {
@@ -212,6 +212,7 @@ class RoutingInstance final : public Instance {
   int64_t keys(int64_t) const override { return r_.n; }
   bool rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
             std::vector<float>& out) override;
+  std::optional<DenseEquivalent> dense_equivalent(Context& ctx) override;
 
  private:
   struct Kind {
@@ -1086,6 +1087,49 @@ bool RoutingInstance::rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, 
       if (times[static_cast<size_t>(i)] > 0)
         out[static_cast<size_t>(i * n + j)] /= times[static_cast<size_t>(i)] + r_.eps;
   return true;
+}
+
+/// One softmax a row of each head over all tokens, with the queries and keys of that head's own kind. Terms
+/// that depend on a cluster (ranks, memory, a masked own key) have no counterpart.
+std::optional<DenseEquivalent> RoutingInstance::dense_equivalent(Context& ctx) {
+  if (r_.relative || r_.memory > 0 || r_.mask_self) return std::nullopt;
+  const int64_t n = r_.n, d = r_.dim, routed = r_.hr + r_.hs;
+  const Shape heads{r_.batch, r_.heads, n, d};
+  DenseEquivalent e;
+  e.call.q = ctx.allocate(DType::f32, heads), e.call.k = ctx.allocate(DType::f32, heads);
+  e.call.scale = r_.scale;
+  const auto put = [&](const Tensor& from, const Tensor& to, int64_t first, int64_t last) {
+    if (first < last) transpose_copy(ctx, {from, to.slice(1, first, last)});
+  };
+  if (routed > 0) {
+    put(zq_.slice(2, 0, n), e.call.q, 0, routed);
+    put((r_.shared ? zq_ : zk_).slice(1, 0, r_.hr).slice(2, 0, n), e.call.k, 0, r_.hr);
+    put(zk_.slice(1, r_.hr, routed).slice(2, 0, n), e.call.k, r_.hr, routed);
+  }
+  if (r_.hl > 0) {
+    const auto project = [&](const char* name) {
+      const Tensor y = ctx.allocate(dtype_, {r_.batch * n, r_.hl * d});
+      linear(ctx, input("x").reshape({r_.batch * n, r_.channels}),
+             weight(name).slice(0, routed * d, r_.heads * d), {}, y);
+      return as_f32(ctx, y).reshape({r_.batch, n, r_.hl, d}).transpose(1, 2);
+    };
+    put(project("Wk"), e.call.k, routed, r_.heads);
+    // One scale serves all heads: the local ones' goes into their queries.
+    const Tensor q = ctx.allocate(DType::f32, {r_.batch, r_.hl, n, d});
+    transpose_copy(ctx, {project("Wq"), q});
+    PointwiseArgs p;
+    p.op = PointwiseArgs::Op::affine;
+    p.a = p.y = q.reshape({r_.batch * r_.hl, n * d});
+    p.alpha = static_cast<float>(1.0 / (std::sqrt(static_cast<double>(d)) * static_cast<double>(r_.scale)));
+    pointwise(ctx, p);
+    put(q, e.call.q, routed, r_.heads);
+  }
+  if (r_.core) e.call.v = as_f32(ctx, input("v")), e.output = as_f32(ctx, outputs().at("out"));
+  BlockMask mask;
+  mask.rule.causal = r_.causal;
+  e.pairs = rule_pairs(mask.rule, r_.batch, r_.heads, n, n);
+  e.set_mask(std::move(mask));
+  return e;
 }
 
 class RoutingTransformer final : public Method {

@@ -280,6 +280,11 @@ class SeerInstance final : public BlockSelectionInstance {
     return c;
   }
 
+  std::optional<BlockEstimate> block_estimate(Context&) override {
+    if (dense_) return std::nullopt;
+    return BlockEstimate{gate_, block_, block_, form_.queries, form_.keys};
+  }
+
   Tensor extra_output(Context& ctx, const std::string& name) override {
     if (name != "ground_truth" || dense_) return {};
     // Row softmax over all visible keys, streamed by query blocks.

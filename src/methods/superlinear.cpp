@@ -118,7 +118,7 @@ std::vector<int32_t> reaches(double f, double s, int64_t m) {
   return table;
 }
 
-class SuperlinearInstance final : public Instance {
+class SuperlinearInstance final : public Instance, public DenseCounterpart {
  public:
   SuperlinearInstance(Context& ctx, const Shape5& shape, const Choices& choices, DType dtype)
       : s_(shape), c_(choices), dtype_(dtype), backend_(&ctx.backend()) {
@@ -331,6 +331,37 @@ class SuperlinearInstance final : public Instance {
     return set;
   }
   int64_t keys(int64_t) const override { return s_.m; }
+
+  /// One softmax over every valid key up to the query's place.
+  std::optional<DenseEquivalent> dense_equivalent(Context& ctx) override {
+    DenseEquivalent d;
+    d.call = call(input("q"), {});
+    d.output = out_;
+    std::vector<int32_t> end;
+    for (const int32_t t : positions_) end.push_back(t + 1);
+    BlockMask mask;
+    mask.row_begin = upload(ctx, {1, 1, s_.n}, std::vector<int32_t>(end.size(), 0));
+    mask.row_end = upload(ctx, {1, 1, s_.n}, end);
+    mask.key_valid = key_valid_;
+    d.set_mask(std::move(mask));
+    d.pairs.batch = s_.batch, d.pairs.heads = s_.heads;
+    d.pairs.queries = s_.n, d.pairs.tokens = s_.m;
+    d.pairs.same_for_all_batches = valid_.empty();
+    d.pairs.row = [s = s_, positions = positions_, valid = valid_](int64_t b, int64_t, int64_t i,
+                                                                   Intervals& out) {
+      out.clear();
+      const int64_t t = positions[static_cast<size_t>(i)];
+      if (valid.empty()) return out.push_back({0, t + 1});
+      for (int64_t j = 0; j <= t; ++j) {
+        if (!valid[static_cast<size_t>(b * s.m + j)]) continue;
+        if (!out.empty() && out.back().end == j)
+          ++out.back().end;
+        else
+          out.push_back({j, j + 1});
+      }
+    };
+    return d;
+  }
 
   /// Of the last run: the mean of the branches' rows under the gates.
   bool rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,

@@ -7,7 +7,7 @@
 
 namespace attnbench {
 
-class FakeInstance final : public Instance {
+class FakeInstance : public Instance {
  public:
   std::optional<PairSet> pair_set;
   std::optional<RowStats> stats;

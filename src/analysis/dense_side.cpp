@@ -1,0 +1,53 @@
+#include "analysis/dense_side.hpp"
+
+#include "methods/attention_rows.hpp"
+
+namespace attnbench {
+
+DenseSide::DenseSide(Context& ctx, Instance& instance, std::string analysis)
+    : ctx_(ctx), analysis_(std::move(analysis)) {
+  auto* counterpart = dynamic_cast<DenseCounterpart*>(&instance);
+  std::optional<DenseEquivalent> dense = counterpart ? counterpart->dense_equivalent(ctx) : std::nullopt;
+  if (!dense) throw Unsupported(analysis_ + ": the method stands for no dense softmax attention");
+  std::optional<PairSet> chosen = instance.pairs();
+  if (!chosen) throw Unsupported(analysis_ + ": the method has no pairs of tokens");
+  dense_ = std::move(*dense), chosen_ = std::move(*chosen);
+  if (chosen_.heads != heads() || chosen_.queries != queries() || chosen_.tokens != keys())
+    throw Unsupported(analysis_ + ": the method's pairs are not those of its dense attention's tokens");
+}
+
+void DenseSide::rows(int64_t b, int64_t h, int64_t begin, int64_t end, std::vector<float>& out) {
+  attention_rows(ctx_, dense_.call, b, h, begin, end, out);
+}
+
+void DenseSide::each_row(int64_t h, const RowSample& sample, const Visit& f) {
+  std::vector<float> block;
+  Intervals allowed, kept;
+  const int64_t m = keys();
+  for_runs(batch(), queries(), sample, [&](int64_t b, int64_t begin, int64_t end) {
+    const int64_t step = std::max<int64_t>(1, RowSample::kFloats / m);
+    for (int64_t q = begin; q < end; q += step) {
+      const int64_t last = std::min(q + step, end);
+      rows(b, h, q, last, block);
+      for (int64_t i = q; i < last; ++i) {
+        dense_.pairs.row(b, h, i, allowed);
+        if (allowed.empty()) continue;
+        chosen_.row(b, h, i, kept);
+        f(b, i, block.data() + (i - q) * m, allowed, common(allowed, kept));
+      }
+    }
+    return true;
+  });
+}
+
+Intervals common(const Intervals& a, const Intervals& b) {
+  Intervals out;
+  for (size_t x = 0, y = 0; x < a.size() && y < b.size();) {
+    const int64_t begin = std::max(a[x].begin, b[y].begin), end = std::min(a[x].end, b[y].end);
+    if (begin < end) out.push_back({begin, end});
+    (a[x].end < b[y].end ? x : y) += 1;
+  }
+  return out;
+}
+
+}  // namespace attnbench
