@@ -166,8 +166,12 @@ const bool registered = register_command(
            sub.add_option("-t,--threads", o->threads, "CPU threads; default all")
                ->check(CLI::Range(1, 4096))
                ->type_name("N");
+           std::string ids;
+           for (const Analysis* a : all_analyses()) ids += (ids.empty() ? "" : ", ") + a->info().id;
            sub.footer(
-               "Examples:\n"
+               "Analyses (`attnbench describe ANALYSIS` gives formula and unit):\n" + "  " +
+               wrap(ids, 98, "  ") +
+               "\n\nExamples:\n"
                "  attnbench analyze sliding_window --analysis receptive_field --problem length=4096 -p "
                "window=128\n"
                "  attnbench analyze hilo --json");
