@@ -169,8 +169,7 @@ const bool registered = register_command(
            std::string ids;
            for (const Analysis* a : all_analyses()) ids += (ids.empty() ? "" : ", ") + a->info().id;
            sub.footer(
-               "Analyses (`attnbench describe ANALYSIS` gives formula and unit):\n" + "  " +
-               wrap(ids, 98, "  ") +
+               "Analyses (`attnbench describe ANALYSIS` gives formula and unit):\n  " + wrap(ids, 98, "  ") +
                "\n\nExamples:\n"
                "  attnbench analyze sliding_window --analysis receptive_field --problem length=4096 -p "
                "window=128\n"
