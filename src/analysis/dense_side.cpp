@@ -1,5 +1,7 @@
 #include "analysis/dense_side.hpp"
 
+#include <algorithm>
+
 #include "methods/attention_rows.hpp"
 
 namespace attnbench {
@@ -48,6 +50,19 @@ Intervals common(const Intervals& a, const Intervals& b) {
     (a[x].end < b[y].end ? x : y) += 1;
   }
   return out;
+}
+
+void unite(Intervals& v) {
+  std::sort(v.begin(), v.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
+  Intervals out;
+  for (const Interval& x : v) {
+    if (x.begin >= x.end) continue;
+    if (!out.empty() && out.back().end >= x.begin)
+      out.back().end = std::max(out.back().end, x.end);
+    else
+      out.push_back(x);
+  }
+  v = std::move(out);
 }
 
 }  // namespace attnbench

@@ -47,5 +47,7 @@ inline int64_t tokens_in(const Intervals& row) {
 }
 /// Tokens of both: sorted, disjoint.
 Intervals common(const Intervals& a, const Intervals& b);
+/// Makes intervals of any order, overlapping or empty, sorted, disjoint and non-empty.
+void unite(Intervals& v);
 
 }  // namespace attnbench

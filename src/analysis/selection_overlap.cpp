@@ -133,17 +133,6 @@ class SelectionOverlap final : public Analysis {
     size_t n;
     std::vector<double> both, any;
   };
-  static void unite(Intervals& v) {
-    std::sort(v.begin(), v.end(), [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
-    Intervals out;
-    for (const Interval& x : v) {
-      if (!out.empty() && out.back().end >= x.begin)
-        out.back().end = std::max(out.back().end, x.end);
-      else
-        out.push_back(x);
-    }
-    v = std::move(out);
-  }
 };
 ATTNBENCH_ANALYSIS(SelectionOverlap);
 

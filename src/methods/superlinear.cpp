@@ -10,6 +10,7 @@
 #include "kernels/spans/spans.hpp"
 #include "methods/attention_rows.hpp"
 #include "methods/heads_form.hpp"
+#include "methods/span_candidates.hpp"
 
 namespace attnbench {
 namespace {
@@ -118,7 +119,7 @@ std::vector<int32_t> reaches(double f, double s, int64_t m) {
   return table;
 }
 
-class SuperlinearInstance final : public Instance, public DenseCounterpart {
+class SuperlinearInstance final : public Instance, public DenseCounterpart, public SpanCandidates {
  public:
   SuperlinearInstance(Context& ctx, const Shape5& shape, const Choices& choices, DType dtype)
       : s_(shape), c_(choices), dtype_(dtype), backend_(&ctx.backend()) {
@@ -182,8 +183,9 @@ class SuperlinearInstance final : public Instance, public DenseCounterpart {
     std::vector<int32_t> stripes = distances_;
     if (stripes.empty()) stripes.push_back(std::numeric_limits<int32_t>::max());
     stripes_ = upload(ctx, {static_cast<int64_t>(stripes.size())}, stripes);
-    before_ = upload(ctx, {s_.m + 1}, reaches(c_.back, c_.s, s_.m));
-    after_ = upload(ctx, {s_.m + 1}, reaches(c_.ahead, c_.s, s_.m));
+    back_ = reaches(c_.back, c_.s, s_.m), ahead_ = reaches(c_.ahead, c_.s, s_.m);
+    before_ = upload(ctx, {s_.m + 1}, back_);
+    after_ = upload(ctx, {s_.m + 1}, ahead_);
     std::vector<int32_t> blocks;
     for (int64_t c = 0; c * kBlock < s_.m; ++c) blocks.push_back(static_cast<int32_t>(c));
     key_blocks_ = upload(ctx, {static_cast<int64_t>(blocks.size())}, blocks);
@@ -363,6 +365,28 @@ class SuperlinearInstance final : public Instance, public DenseCounterpart {
     return d;
   }
 
+  ChosenSpans chosen() const override { return {anchors_, scores_, input("pos")}; }
+  Candidates candidates_of(int64_t b, int64_t i) const override {
+    Candidates c;
+    const int64_t t = positions_[static_cast<size_t>(i)], least = first_.empty() ? 0 : first_[size_t(b)];
+    const auto there = [&](int64_t j) { return valid_.empty() || valid_[static_cast<size_t>(b * s_.m + j)]; };
+    c.position = t, c.first_key = least;
+    const int64_t from = std::max(least, t - window_ + 1);
+    if (from <= t) c.always = {from, t + 1};
+    if (least > t) return c;
+    const auto length = static_cast<size_t>(t + 1 - least);
+    for (const int32_t away : distances_) {
+      const int64_t anchor = t + 1 - away;
+      if (anchor < 0) break;
+      if (!there(anchor)) continue;
+      int64_t end = std::min(anchor + ahead_[length], t);
+      if (c_.ahead > 0 && window_ > 0) end = std::min(end, std::max<int64_t>(t - window_ + 1, 0) - 1);
+      c.anchors.push_back(anchor);
+      c.spans.push_back({std::max(anchor - back_[length], least), end + 1});
+    }
+    return c;
+  }
+
   /// Of the last run: the mean of the branches' rows under the gates.
   bool rows(Context& ctx, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
             std::vector<float>& out) override {
@@ -483,7 +507,7 @@ class SuperlinearInstance final : public Instance, public DenseCounterpart {
   DType dtype_;
   Backend* backend_;
   int64_t window_ = 0;
-  std::vector<int32_t> distances_, positions_, first_;
+  std::vector<int32_t> distances_, positions_, first_, back_, ahead_;
   std::vector<uint8_t> valid_;
   BlockMask window_mask_;
   Tensor out_, anchors_, start_, end_, scores_;
