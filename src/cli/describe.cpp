@@ -1,4 +1,4 @@
-// attnbench describe: all there is to know about one method, analysis or generator.
+// attnbench describe: all there is to know about one method, analysis, generator or suite.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -7,9 +7,11 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/json.hpp"
+#include "cli/paths.hpp"
 #include "cli/program.hpp"
 #include "cli/text.hpp"
 #include "inputs/inputs.hpp"
+#include "suite/parse.hpp"
 
 namespace attnbench {
 
@@ -167,6 +169,102 @@ std::string generator_page(const Generator& g, bool color) {
   return page.str();
 }
 
+std::string settings(const std::map<std::string, Value>& values) {
+  std::string s;
+  for (const auto& [key, value] : values) s += (s.empty() ? "" : ", ") + key + " " + value.str();
+  return s;
+}
+
+/// Where the inputs of a problem come from, with the arguments that the suite gives.
+std::string source_of(const Problem& p) {
+  if (!p.inputs.file.empty()) return "file " + p.inputs.file;
+  if (p.inputs.generator.empty()) return "each input's own";
+  const std::string given = settings(p.inputs.arguments);
+  return p.inputs.generator + (given.empty() ? "" : " (" + given + ")");
+}
+
+std::string analyses_of(const Suite& s) {
+  std::string out;
+  for (const std::string& id : s.analyses) {
+    const auto it = s.analysis_params.find(id);
+    out += (out.empty() ? "" : ", ") + id;
+    if (it != s.analysis_params.end()) out += " (" + settings(it->second) + ")";
+  }
+  return out;
+}
+
+std::string claim_text(const Claim& c) {
+  const char* relation = c.compare == "at_least" ? ">= " : c.compare == "at_most" ? "<= " : "";
+  return relation + c.published_text;
+}
+
+std::string suite_page(const Suite& s, bool color) {
+  using Align = TextTable::Align;
+  Page page(color);
+  page.title(s.name, s.title);
+  page.raw("\n");
+  page.line("file", s.file);
+  std::string measures;
+  for (const std::string& m : s.measures) measures += (measures.empty() ? "" : ", ") + m;
+  page.line("measures", measures);
+  page.line("analyses", analyses_of(s));
+  page.line("baseline", s.baseline);
+  page.section("Inputs");
+  std::map<std::string, std::vector<std::string>> sources;
+  for (const Case& c : s.cases) sources[source_of(c.problem)].push_back(c.name);
+  for (const auto& [source, cases] : sources) {
+    std::string names;
+    for (const std::string& n : cases) names += (names.empty() ? "" : ", ") + n;
+    page.text(source + ": " + (cases.size() == s.cases.size() ? "all cases" : names));
+    for (const Generator& g : all_generators())
+      if (source == g.id || source.starts_with(g.id + " (")) page.text("  " + g.summary);
+  }
+  page.section("Cases");
+  TextTable cases({{"case", Align::left},
+                   {"method", Align::left},
+                   {"parameters", Align::left},
+                   {"problem", Align::left}});
+  for (const Case& c : s.cases) cases.add({c.name, c.method, settings(c.params), c.problem.str()});
+  page.raw(cases.str(color, "  "));
+  if (!s.claims.empty()) {
+    page.section("Claims");
+    TextTable claims({{"claim", Align::left},
+                      {"figure", Align::left},
+                      {"published", Align::left},
+                      {"device", Align::left},
+                      {"where", Align::left}});
+    for (const Claim& c : s.claims) claims.add({c.id, c.expression, claim_text(c), c.device, c.where});
+    page.raw(claims.str(color, "  "));
+  }
+  return page.str();
+}
+
+Json suite_json(const Suite& s) {
+  Json cases = Json::array(), claims = Json::array();
+  for (const Case& c : s.cases) {
+    Json params = Json::object();
+    for (const auto& [key, value] : c.params) params[key] = to_json(value);
+    cases.push_back({{"name", c.name},
+                     {"method", c.method},
+                     {"device", c.device},
+                     {"params", std::move(params)},
+                     {"problem", to_json(c.problem)},
+                     {"inputs", source_of(c.problem)}});
+  }
+  for (const Claim& c : s.claims)
+    claims.push_back({{"id", c.id},
+                      {"expression", c.expression},
+                      {"published", claim_text(c)},
+                      {"device", c.device},
+                      {"where", c.where}});
+  return {{"suite", s.name},           {"title", s.title},           {"file", s.file},
+          {"measure", s.measures},     {"analyses", s.analyses},     {"baseline", s.baseline},
+          {"cases", std::move(cases)}, {"claims", std::move(claims)}};
+}
+
+/// A word that can only be a suite: no id has a dot or a slash.
+bool is_suite_word(const std::string& word) { return word.find_first_of("./") != std::string::npos; }
+
 int describe(const std::string& id, const GlobalOptions& global) {
   std::vector<std::string> known;
   for (const Method* m : all_methods()) {
@@ -196,6 +294,14 @@ int describe(const std::string& id, const GlobalOptions& global) {
       print_data(generator_page(g, global.color));
     return kDone;
   }
+  if (is_suite_word(id)) {
+    const Suite suite = load_suite(find_suite_file(id));
+    if (global.json)
+      print_json(suite_json(suite));
+    else
+      print_data(suite_page(suite, global.color));
+    return kDone;
+  }
   const std::string near = nearest_word(id, known);
   throw UsageError("there is no method, analysis or generator '" + id + "'" +
                    (near.empty() ? "; `attnbench list` shows all" : "; did you mean '" + near + "'?"));
@@ -207,17 +313,18 @@ const bool registered = register_command(
      .add =
          [](CLI::App& sub, const GlobalOptions& global) {
            auto id = std::make_shared<std::string>();
-           sub.add_option("NAME", *id, "a method, an analysis or an input generator")
+           sub.add_option("NAME", *id, "a method, an analysis, an input generator or the file of a suite")
                ->required()
                ->type_name("DESCRIBED");
            sub.footer(
                "Examples:\n"
                "  attnbench describe hilo\n"
+               "  attnbench describe papers/hilo.yaml\n"
                "  attnbench describe hilo --json");
            return [id, &global] { return describe(*id, global); };
          },
-     .summary =
-         "parameters, formulas, paper, published figures and notes of one method, analysis or generator"});
+     .summary = "parameters, formulas, paper, published figures and notes of one method, analysis, generator "
+                "or suite"});
 
 }  // namespace
 

@@ -170,6 +170,25 @@ TEST_CASE("describe shows parameters, formulas and paper of every method") {
   CHECK(program({"describe", "uniform"}).code == 0);
 }
 
+TEST_CASE("describe says of a suite which inputs its cases are drawn with") {
+  const auto r = program({"describe", "papers/flexprefill.yaml"});
+  CHECK(r.code == 0);
+  CHECK_THAT(r.out, ContainsSubstring("vertical_slash: all cases"));
+  CHECK_THAT(r.out, ContainsSubstring("mass_recall (queries 32)"));
+  CHECK_THAT(r.out, ContainsSubstring("gpu-128k-95"));
+  const auto mixed = program({"describe", "suites/papers/rectified_spaattn.yaml"});
+  CHECK_THAT(mixed.out, ContainsSubstring("space_time: hunyuan"));
+  CHECK_THAT(mixed.out, ContainsSubstring("each input's own: dense"));
+  const json j = json::parse(program({"describe", "suites/papers/rectified_spaattn.yaml", "--json"}).out);
+  CHECK(j.at("suite") == "rectified_spaattn");
+  CHECK(j.at("cases").size() > 4);
+  for (const json& c : j.at("cases"))
+    CHECK(c.at("inputs") == (c.at("method") == "dense" ? "each input's own" : "space_time"));
+  const auto none = program({"describe", "papers/no_such.yaml"});
+  CHECK(none.code == 2);
+  CHECK_THAT(none.err, ContainsSubstring("no_such"));
+}
+
 TEST_CASE("devices, doctor and schemas print JSON and nothing else under --json") {
   const json devices = json::parse(program({"devices", "--json"}).out);
   CHECK(devices.at("devices").at(0).at("usable") == true);

@@ -6,6 +6,8 @@
 #include <set>
 #include <sstream>
 
+#include "kernels/core/backend.hpp"
+#include "methods/method.hpp"
 #include "report/json_schema.hpp"
 #include "report/schemas.hpp"
 #include "suite/claims.hpp"
@@ -107,6 +109,25 @@ TEST_CASE("every suite of the program resolves and follows the schema") {
     cuda.devices = {"cuda"};
     CHECK(load_suite(file.string(), cuda).cases.at(0).device == "cuda");
   }
+}
+
+TEST_CASE("no case of a suite asks for what its method cannot be given") {
+  // Cases of devices that are not here too: a case of another kind than the suite's inherits no heads.
+  for (const auto& file : bundled())
+    for (const Case& c : load_suite(file.string()).cases) {
+      INFO(file.string() << ", " << c.name);
+      std::string error;
+      try {
+        Context ctx(cpu_backend(), 1);
+        const MethodInfo& info = find_method(c.method).info();
+        find_method(c.method).make(ctx, c.problem, resolve_params(info.id, info.params, c.params, c.problem));
+      } catch (const Unsupported&) {
+        // Of this device, or of a file that does not come with the program.
+      } catch (const UsageError& e) {
+        error = e.what();
+      }
+      CHECK(error == "");
+    }
 }
 
 TEST_CASE("a suite uses every method") {
