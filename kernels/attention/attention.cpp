@@ -1,6 +1,7 @@
 // What every backend shares: argument checks, cost, dispatch.
 #include "kernels/attention/attention.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
@@ -274,10 +275,13 @@ Cost cost_of(const AttentionArgs& args, const AttentionSizes& s, int64_t pairs, 
   c.matmul = 2 * (s.d + s.e + (args.relative.keys ? s.d : 0) + (args.relative.values ? s.e : 0)) * pairs;
   c.special = pairs;
   c.elementwise = 4 * pairs;
-  c.bytes_read = elements_read(args.q) + elements_read(args.k) + elements_read(args.v) +
-                 elements_read(args.bias.slope) + elements_read(args.bias.relative) +
-                 elements_read(args.sink_logit) + elements_read(args.pages.table) +
-                 elements_read(args.relative.keys) + elements_read(args.relative.values);
+  // A key that no pair visits is not read: of a long cache a decoding step may see little.
+  const auto element = static_cast<int64_t>(size_of(args.k.dtype()));
+  c.bytes_read = elements_read(args.q) + std::min(elements_read(args.k), pairs * s.d * element) +
+                 std::min(elements_read(args.v), pairs * s.e * element) + elements_read(args.bias.slope) +
+                 elements_read(args.bias.relative) + elements_read(args.sink_logit) +
+                 elements_read(args.pages.table) + elements_read(args.relative.keys) +
+                 elements_read(args.relative.values);
   // A broadcast bias is read once for each element it holds.
   if (args.bias.dense) {
     int64_t n = 1;

@@ -17,7 +17,8 @@
 // Cost (charged from what is executed): matmul 2 (D + E) per visited pair, special 1 and elementwise 4 per
 // visited pair, where visited pairs are those of whole visited blocks, cut at N and M; without lists: of the
 // attended pairs exactly (causal, band), as the formula of every paper counts them; relative keys add 2 D and
-// relative values 2 E a pair, inside or outside their table. Online-softmax rescaling is not charged.
+// relative values 2 E a pair, inside or outside their table. Online-softmax rescaling is not charged. Every
+// operand is read once; k and v at most a row each per visited pair.
 // Sources: FlashAttention (arXiv 2205.14135) for the online softmax; block lists as in GPU_KERNELS notes.
 #pragma once
 #include "kernels/attention/block_mask.hpp"

@@ -63,8 +63,11 @@ void tree_search(Context& ctx, const TreeSearchArgs& args) {
     if (!t.contiguous()) check.fail("'" + std::string(name) + "' must be contiguous");
   }
   Cost cost;
-  cost.matmul = 2 * args.q.dim(3) * b * h * tree_search_dots(args);
-  cost.bytes_read = args.q.nbytes() + args.k.nbytes();
+  const int64_t dots = b * h * tree_search_dots(args),
+                row = args.q.dim(3) * static_cast<int64_t>(size_of(args.k.dtype()));
+  cost.matmul = 2 * args.q.dim(3) * dots;
+  // Of a long cache only the representatives are read.
+  cost.bytes_read = args.q.nbytes() + std::min(args.k.nbytes(), dots * row);
   cost.bytes_written = args.selected.nbytes() + args.count.nbytes();
   ctx.cost().charge(cost);
   if (args.count.numel() > 0) ctx.backend().tree_search(ctx, args);

@@ -73,7 +73,8 @@ void search_spans(Context& ctx, const SearchSpansArgs& args) {
                                             : 0;
   c.matmul = 2 * d * b * h * each;
   c.elementwise = b * h * each;
-  c.bytes_read = args.q.nbytes() + args.k.nbytes();
+  c.bytes_read = args.q.nbytes() +
+                 std::min(args.k.nbytes(), b * h * each * d * static_cast<int64_t>(size_of(args.k.dtype())));
   for (const Tensor* t :
        {&args.position, &args.stripes, &args.before, &args.after, &args.key_valid, &args.first})
     if (*t) c.bytes_read += t->nbytes();

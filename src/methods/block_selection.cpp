@@ -76,7 +76,7 @@ Cost BlockSelectionInstance::attend_cost() const {
   c.matmul = pairs * 4 * form_.head_dim;
   c.elementwise = pairs * 4;
   c.special = pairs;
-  c.bytes_read = form_.batch * (form_.heads * form_.queries + 2 * form_.kv_heads * form_.keys) *
+  c.bytes_read = (groups * form_.queries + 2 * std::min(form_.batch * form_.kv_heads * form_.keys, pairs)) *
                  form_.head_dim * element;
   if (!chosen.empty()) c.bytes_read += 4 * (entries + (lists_.partial ? 4 : 2) * groups * query_blocks());
   c.bytes_written = groups * form_.queries * form_.head_dim * element;

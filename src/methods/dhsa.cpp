@@ -400,7 +400,7 @@ class DhsaInstance final : public BlockSelectionInstance {
     const HeadsForm& f = form_;
     const int64_t element = static_cast<int64_t>(size_of(dtype_)), d = f.head_dim;
     s.c.matmul += 4 * d * pairs, s.c.elementwise += 4 * pairs, s.c.special += pairs;
-    s.bytes(f.batch * (f.heads * rows + 2 * f.kv_heads * f.keys) * d * element,
+    s.bytes((f.batch * f.heads * rows + 2 * std::min(f.batch * f.kv_heads * f.keys, pairs)) * d * element,
             f.batch * f.heads * rows * d * element);
   }
   static int64_t bits(int64_t n) {

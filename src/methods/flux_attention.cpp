@@ -608,7 +608,7 @@ class FluxInstance final : public BlockSelectionInstance {
       s.c.matmul += pairs * 4 * f.head_dim;
       s.c.elementwise += 4 * pairs;
       s.c.special += pairs;
-      s.bytes(f.batch * (f.heads * rows + 2 * f.kv_heads * f.keys) * f.head_dim * element +
+      s.bytes((groups * rows + 2 * std::min(f.batch * f.kv_heads * f.keys, pairs)) * f.head_dim * element +
                   4 * (entries + 4 * list_rows),
               groups * rows * f.head_dim * element);
     };

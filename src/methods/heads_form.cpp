@@ -1,5 +1,6 @@
 #include "methods/heads_form.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include "methods/attention_rows.hpp"
@@ -60,7 +61,8 @@ Cost HeadsInstance::fused_cost(int64_t pairs) const {
   c.matmul = all * 2 * (f.head_dim + f.head_dim);
   c.elementwise = all * 4;
   c.special = all;
-  c.bytes_read = f.batch * (f.heads * f.queries + 2 * f.kv_heads * f.keys) * f.head_dim * bytes;
+  c.bytes_read =
+      (f.batch * f.heads * f.queries + 2 * std::min(f.batch * f.kv_heads * f.keys, all)) * f.head_dim * bytes;
   c.bytes_written = f.batch * f.heads * f.queries * f.head_dim * bytes;
   return c;
 }

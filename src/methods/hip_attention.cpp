@@ -201,7 +201,7 @@ class HipInstance final : public BlockSelectionInstance {
     }
     const auto attend = [&](int64_t rows, int64_t all) {
       s.c.matmul += 4 * d * all, s.c.elementwise += 4 * all, s.c.special += all;
-      s.bytes(f.batch * (f.heads * rows + 2 * f.kv_heads * f.keys) * d * element,
+      s.bytes((groups * rows + 2 * std::min(f.batch * f.kv_heads * f.keys, all)) * d * element,
               groups * rows * d * element);
     };
     attend(f.queries, pairs);
@@ -210,15 +210,14 @@ class HipInstance final : public BlockSelectionInstance {
       ElementRule rule = dense_rule();
       attend(dense_rows(), groups * band_pair_count(rule, dense_rows(), f.keys));
     }
-    if (search_.q) {
-      s.c.matmul += 2 * d * groups * tree_search_dots(sizes);
-    } else {
+    if (!search_.q) {
       // Before prepare() the shapes stand for the tensors.
       sizes.q = heads_first(out_);
       sizes.k = Tensor::borrow(DeviceKind::cpu, dtype_, {f.batch, f.kv_heads, f.keys, d}, nullptr);
-      s.c.matmul += 2 * d * groups * tree_search_dots(sizes);
     }
-    s.bytes((groups * f.queries + f.batch * f.kv_heads * f.keys) * d * element,
+    const int64_t dots = groups * tree_search_dots(sizes);
+    s.c.matmul += 2 * d * dots;
+    s.bytes((groups * f.queries + std::min(f.batch * f.kv_heads * f.keys, dots)) * d * element,
             4 * groups * rows_ * (cells_ + 1));
     s.bytes(4 * groups * rows_ * (cells_ + 1), 8 * groups * rows_);
     c.cost = s.c;

@@ -254,7 +254,7 @@ class MohInstance final : public Instance {
     f.cost.matmul += 4 * s_.dim * pairs;
     f.cost.special += pairs;
     f.cost.elementwise += 4 * pairs;
-    f.cost += move(rows * qkv * e, rows * width * e);
+    f.cost += move((rows * width + 2 * std::min(rows * s_.kv_width(), pairs * s_.dim)) * e, rows * width * e);
     const int64_t by_head = rows * s_.heads * 4;
     if (c_.sparse) {
       const int64_t counts = s_.batch * s_.heads * query_blocks() * 4,

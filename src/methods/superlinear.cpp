@@ -227,6 +227,9 @@ class SuperlinearInstance final : public Instance, public DenseCounterpart, publ
     if (!searched) return;  // a window of everything: one branch, whatever the gates
     const int64_t rows = s_.n * s_.slots;
     const Shape by_span{s_.batch, s_.heads, rows};
+    // The spans of one query lie far apart: a block of rows over all of them would visit what is between. In
+    // decoding every span is a head of its own, with its own key head and its own blocks.
+    const bool apart = s_.n == 1;
     PackSpansArgs p;
     Tensor packed;
     {
@@ -238,9 +241,9 @@ class SuperlinearInstance final : public Instance, public DenseCounterpart, publ
       sort.x = p.start, sort.index = p.order = ctx.allocate(DType::i32, by_span);
       argsort(ctx, sort);
       for (Tensor* t : {&p.query, &p.row_begin, &p.row_end, &p.place}) *t = ctx.allocate(DType::i32, by_span);
-      const Shape tiles{s_.batch, s_.heads, (rows + kBlock - 1) / kBlock};
+      p.per_query = s_.slots, p.block_q = apart ? 1 : kBlock, p.block_k = kBlock;
+      const Shape tiles{s_.batch, s_.heads, (rows + p.block_q - 1) / p.block_q};
       p.first_block = ctx.allocate(DType::i32, tiles), p.blocks = ctx.allocate(DType::i32, tiles);
-      p.per_query = s_.slots, p.block_q = p.block_k = kBlock;
       pack_spans(ctx, p);
       packed = ctx.allocate(dtype_, {s_.batch, s_.heads, rows, s_.dim});
       gather_tokens(ctx, {input("q"), p.query, packed});
@@ -249,13 +252,20 @@ class SuperlinearInstance final : public Instance, public DenseCounterpart, publ
     {
       const auto stage = ctx.stage("spans");
       m.spans = ctx.allocate(dtype_, packed.shape());
-      AttentionArgs a = call(packed, m.spans);
+      m.lse = ctx.allocate(DType::f32, by_span);
+      const auto as_heads = [&](const Tensor& t) {
+        Shape s{s_.batch, s_.heads * rows, 1};
+        if (t.rank() == 4) s = {s_.batch, s_.heads * rows, 1, s_.dim};
+        return apart ? t.reshape(s) : t;
+      };
+      AttentionArgs a = call(as_heads(packed), as_heads(m.spans));
       BlockMask mask;
       mask.block_q = mask.block_k = kBlock;
-      mask.full = {p.first_block, p.blocks, key_blocks_};
-      mask.row_begin = p.row_begin, mask.row_end = p.row_end, mask.key_valid = key_valid_;
+      mask.full = {as_heads(p.first_block), as_heads(p.blocks), key_blocks_};
+      mask.row_begin = as_heads(p.row_begin), mask.row_end = as_heads(p.row_end);
+      mask.key_valid = key_valid_;
       a.mask = &mask;
-      a.lse = m.lse = ctx.allocate(DType::f32, by_span);
+      a.lse = as_heads(m.lse);
       attention(ctx, a);
     }
     const auto stage = ctx.stage("merge");
