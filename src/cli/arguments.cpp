@@ -69,7 +69,10 @@ void set_problem(Problem& problem, const std::map<std::string, Value>& keys) {
       set_problem_key(problem, key, value);
     }
   }
-  if (!problem.inputs.arguments.empty() && problem.inputs.generator.empty())
+  for (const auto& [key, value] : problem.inputs.arguments)
+    if (!problem.inputs.file.empty() && key != "layer" && key != "first_head")
+      throw UsageError("problem.inputs." + key + ": a file takes layer and first_head");
+  if (!problem.inputs.arguments.empty() && problem.inputs.generator.empty() && problem.inputs.file.empty())
     throw UsageError("problem.inputs: arguments are given, but no generator (inputs=NAME)");
 }
 

@@ -1,6 +1,8 @@
 // Makes and binds an instance's tensors from generators and files.
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "inputs/inputs.hpp"
@@ -56,6 +58,49 @@ void fill_values(const Init& init, uint64_t seed, uint64_t stream, int64_t begin
         break;
     }
   }
+}
+
+/// An argument of the file, or none.
+std::optional<int64_t> file_argument(const Problem& problem, const char* key) {
+  const auto it = problem.inputs.arguments.find(key);
+  if (it == problem.inputs.arguments.end()) return std::nullopt;
+  if (!it->second.is_int() || it->second.as_int() < 0)
+    throw UsageError(std::string("problem.inputs.") + key + ": a whole number >= 0 is wanted, not " +
+                     it->second.str());
+  return it->second.as_int();
+}
+
+/// The heads of `t` that the problem asks for, where `t` holds more of them than `spec`: along the one axis
+/// that differs.
+Tensor own_heads(const Tensor& t, const TensorSpec& spec, const Problem& problem, int64_t first) {
+  if (t.rank() != spec.shape.rank()) return t;
+  int axis = -1;
+  for (int a = 0; a < t.rank(); ++a)
+    if (t.dim(a) != spec.shape[a]) {
+      if (axis >= 0) return t;  // bind() says what is wrong
+      axis = a;
+    }
+  if (axis < 0 && first == 0) return t;
+  const int64_t count = axis < 0 ? 0 : spec.shape[axis],
+                group = problem.heads / std::max<int64_t>(1, problem.kv_heads_or_heads());
+  const std::string where = problem.inputs.file + ": input '" + spec.name + "'";
+  if (axis < 0 || (count != problem.heads && count != problem.kv_heads_or_heads()))
+    throw DataError(where + " of shape " + t.shape().str() + " has no heads to choose from beside " +
+                    spec.shape.str());
+  // Where both counts are equal there are no groups.
+  const bool keys = count != problem.heads;
+  if (keys && first % group != 0)
+    throw UsageError("problem.inputs.first_head: " + std::to_string(first) + " lies within a group of " +
+                     std::to_string(group) + " heads");
+  const int64_t begin = keys ? first / group : first;
+  if (begin + count > t.dim(axis))
+    throw DataError(where + " has " + std::to_string(t.dim(axis)) + " heads, and " + std::to_string(begin) +
+                    " to " + std::to_string(begin + count) + " are wanted");
+  Context host(cpu_backend(), 1);
+  const Tensor part = t.slice(axis, begin, begin + count);
+  Tensor packed = host.allocate(t.dtype(), part.shape());
+  transpose_copy(host, {part, packed});
+  return packed;
 }
 
 bool wants_generator(const TensorSpec& spec, const Problem& problem) {
@@ -142,14 +187,17 @@ void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
       input_file = read_safetensors(host, problem.inputs.file);
     }
   }
+  const std::optional<int64_t> layer = file_argument(problem, "layer"),
+                               head = file_argument(problem, "first_head");
   for (const TensorSpec& spec : instance.input_specs()) {
     if (!problem.inputs.file.empty()) {
-      const auto it = input_file.tensors.find(spec.name);
+      const std::string name = layer ? "layers." + std::to_string(*layer) + "." + spec.name : spec.name;
+      const auto it = input_file.tensors.find(name);
       if (it != input_file.tensors.end()) {
-        inputs[spec.name] =
-            to_device(ctx, it->second, spec.dtype, MemoryClass::input, "input '" + spec.name + "'");
+        const Tensor t = head ? own_heads(it->second, spec, problem, *head) : it->second;
+        inputs[spec.name] = to_device(ctx, t, spec.dtype, MemoryClass::input, "input '" + spec.name + "'");
       } else if (!spec.optional) {
-        missing("input", spec.name, problem.inputs.file);
+        missing("input", name, problem.inputs.file);
       }
     } else if (wants_generator(spec, problem)) {
       const Generator& g = find_generator(problem.inputs.generator);
@@ -164,7 +212,7 @@ void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
     }
   }
   for (const auto& [key, t] : input_file.tensors)
-    if (!inputs.contains(key)) inputs[key] = t;  // bind() refuses it by name
+    if (!layer && !inputs.contains(key)) inputs[key] = t;  // bind() refuses it by name
 
   TensorFile file;
   if (!weights_file.empty()) file = read_safetensors(host, weights_file);

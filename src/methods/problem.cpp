@@ -121,7 +121,8 @@ const std::vector<ProblemKey>& problem_keys() {
       {"size", "int list", "image, video", "pixels: [H, W] or [T, H, W]"},
       {"samples", "int", "signal", "samples per channel"},
       {"sample_rate", "number", "signal", "Hz"},
-      {"inputs", "map", "all", "a generator with its arguments, or file: PATH; default: each input's own"},
+      {"inputs", "map", "all",
+       "a generator with its arguments, or file: PATH with layer and first_head; default: each input's own"},
   };
   return keys;
 }

@@ -35,6 +35,8 @@ struct Problem {
   uint64_t seed = 0;          ///< inputs and weights
 
   /// Where float inputs come from: a generator of src/inputs with its arguments, or a file of named tensors.
+  /// Arguments of a file: `layer` L reads input NAME from the tensor layers.L.NAME; `first_head` h takes
+  /// heads h to h + heads of tensors that hold more (key heads of the same groups).
   struct Source {
     std::string generator;  ///< empty: each input's own default
     std::map<std::string, Value> arguments;

@@ -258,8 +258,12 @@ class Resolver {
         return;
       }
       if (!source.file.empty()) {
-        if (!arguments.empty())
-          errors.add(arguments.begin()->second.place, "inputs: a file takes no arguments");
+        for (const auto& [key, argument] : arguments)
+          if (key != "layer" && key != "first_head")
+            errors.add(argument.place, "inputs: a file takes layer and first_head, not " + key);
+          else if (!argument.value.is_int() || argument.value.as_int() < 0)
+            errors.add(argument.place, "inputs." + key + ": a whole number >= 0 is wanted");
+        source.arguments = values_of(arguments);
         namespace fs = std::filesystem;
         fs::path path(source.file);
         if (path.is_relative()) path = fs::path(file_).parent_path() / path;
