@@ -1,4 +1,5 @@
-// attnbench analyze: properties of one method on one problem, without timing it.
+// attnbench analyze: properties of one method on one problem, or of attention maps from a file, without
+// timing.
 #include <fmt/core.h>
 
 #include <CLI/CLI.hpp>
@@ -7,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "analysis/analysis.hpp"
+#include "analysis/attention_maps.hpp"
 #include "cli/arguments.hpp"
 #include "cli/json.hpp"
 #include "cli/program.hpp"
@@ -21,9 +23,18 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Options {
-  std::string method, weights, device = "cpu";
-  std::vector<std::string> analyses, params, problem, analysis_params;
+  std::string method, maps, weights, device = "cpu";
+  std::vector<std::string> analyses, params, problem, analysis_params, tensors;
+  double row_tolerance = NAN, attended_above = NAN;
   int threads = 0;
+};
+
+/// What is analysed: an instance that has run, or maps of a file.
+struct Subject {
+  std::string id, text;  ///< text: for people
+  Problem problem;
+  std::map<std::string, Value> params;
+  std::unique_ptr<Instance> instance;
 };
 
 /// An analysis with its resolved parameters.
@@ -91,31 +102,91 @@ std::string result_text(const AnalysisResult& r, const AnalysisInfo& info, bool 
          t.str(color, "  ", stdout_width()) + "\n";
 }
 
-int analyze(const Options& o, const GlobalOptions& global) {
+Subject method_subject(Context& ctx, const Options& o) {
   const Method& method = find_method(o.method);
-  Problem problem = method.info().example;
-  set_problem(problem, key_values("--problem", o.problem));
-  check_problem(problem);
+  Subject s;
+  s.id = o.method;
+  s.problem = method.info().example;
+  set_problem(s.problem, key_values("--problem", o.problem));
+  check_problem(s.problem);
   std::map<std::string, Value> given = key_values("--param", o.params);
   given.insert(method.info().example_params.begin(), method.info().example_params.end());
-  const Params params = resolve_params(method.info().id, method.info().params, given, problem);
-  const std::vector<Wanted> wanted = wanted_of(o, problem);
-  Backend& backend = backend_of(o.device);
+  const Params params = resolve_params(method.info().id, method.info().params, given, s.problem);
+  wanted_of(o, s.problem);  // refused before the method takes its time
+  s.params = params.all();
+  s.text = o.method + " on " + s.problem.str();
+  s.instance = method.make(ctx, s.problem, params);
+  fill_instance(ctx, *s.instance, s.problem, o.weights);
+  s.instance->prepare(ctx);
+  s.instance->run(ctx);
+  ctx.backend().synchronize();
+  return s;
+}
 
-  Context ctx(backend, o.threads);
-  const std::unique_ptr<Instance> instance = method.make(ctx, problem, params);
-  fill_instance(ctx, *instance, problem, o.weights);
-  instance->prepare(ctx);
-  instance->run(ctx);
-  backend.synchronize();
+Subject maps_subject(const Options& o) {
+  AttentionMapsOptions options;
+  for (const std::string& list : o.tensors)
+    for (const std::string& word : comma_list("--tensor", list)) options.tensors.push_back(word);
+  options.row_tolerance = o.row_tolerance;
+  if (!std::isnan(o.attended_above)) options.attended_above = o.attended_above;
+  auto maps = std::make_unique<AttentionMaps>(o.maps, options);
+  Subject s;
+  s.id = "attention_maps";
+  s.problem = maps->shape();
+  const std::map<std::string, Value> keys = key_values("--problem", o.problem);
+  if (const auto grid = keys.find("grid"); grid != keys.end()) {
+    // Maps of [N, N] are a sequence until a grid says where its tokens lie.
+    s.problem.length = 0;
+    s.problem.kind = grid->second.is_list() && grid->second.as_list().size() == 3 ? ProblemKind::video
+                                                                                  : ProblemKind::image;
+  }
+  attnbench::set_problem(s.problem, keys);
+  maps->set_problem(s.problem);
+  wanted_of(o, s.problem);
+  maps->check();
+  s.params["file"] = o.maps;
+  s.params["layers"] = maps->layers();
+  s.params["attended_above"] = options.attended_above;
+  s.text = fmt::format("{}: {} {} of maps, {}", o.maps, maps->layers(),
+                       maps->layers() == 1 ? "layer" : "layers", s.problem.str());
+  s.instance = std::move(maps);
+  return s;
+}
+
+void check_options(const Options& o) {
+  if (o.method.empty() == o.maps.empty())
+    throw UsageError(o.maps.empty()
+                         ? "analyze: a METHOD or --maps FILE is wanted"
+                         : "--maps: analyses of a file's maps take no method ('" + o.method + "')");
+  const auto none = [&o](bool given, const char* option) {
+    if (given)
+      throw UsageError(std::string(option) +
+                       (o.maps.empty() ? ": goes with --maps only" : ": does not go with --maps"));
+  };
+  if (o.maps.empty()) {
+    none(!o.tensors.empty(), "--tensor");
+    none(!std::isnan(o.row_tolerance), "--row-tolerance");
+    none(!std::isnan(o.attended_above), "--attended-above");
+  } else {
+    none(!o.params.empty(), "--param");
+    none(!o.weights.empty(), "--weights");
+    none(o.device != "cpu", "--device");
+  }
+}
+
+int analyze(const Options& o, const GlobalOptions& global) {
+  check_options(o);
+  Context ctx(backend_of(o.device), o.threads);
+  Subject subject = o.maps.empty() ? method_subject(ctx, o) : maps_subject(o);
+  const std::vector<Wanted> wanted = wanted_of(o, subject.problem);
 
   Json results = Json::array();
   int computed = 0;
-  if (!global.json) print_data(o.method + " on " + problem.str() + "\n\n");
+  if (!global.json) print_data(subject.text + "\n\n");
   for (const Wanted& w : wanted) {
     const AnalysisInfo& info = w.analysis->info();
     try {
-      const AnalysisResult r = w.analysis->compute(ctx, *instance, problem, w.params);
+      const AnalysisResult r = w.analysis->compute(ctx, *subject.instance, subject.problem, w.params);
       ++computed;
       if (global.json)
         results.push_back(result_json(r));
@@ -130,10 +201,10 @@ int analyze(const Options& o, const GlobalOptions& global) {
   }
   if (global.json) {
     Json p = Json::object();
-    for (const auto& [key, value] : params.all()) p[key] = to_json(value);
-    print_json({{"method", o.method},
+    for (const auto& [key, value] : subject.params) p[key] = to_json(value);
+    print_json({{"method", subject.id},
                 {"params", std::move(p)},
-                {"problem", to_json(problem)},
+                {"problem", to_json(subject.problem)},
                 {"analyses", std::move(results)}});
   }
   return computed ? kDone : kSomeFailed;
@@ -145,7 +216,24 @@ const bool registered = register_command(
      .add =
          [](CLI::App& sub, const GlobalOptions& global) {
            auto o = std::make_shared<Options>();
-           sub.add_option("METHOD", o->method, "the method")->required()->type_name("METHOD");
+           sub.add_option("METHOD", o->method, "the method; left out with --maps")->type_name("METHOD");
+           sub.add_option("-m,--maps", o->maps,
+                          "attention maps instead of a method: a .safetensors file, see below")
+               ->type_name("FILE");
+           sub.add_option("--tensor", o->tensors,
+                          "tensors of --maps, separated by commas; default all of floats")
+               ->expected(1)
+               ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+               ->type_name("NAME");
+           sub.add_option("--row-tolerance", o->row_tolerance,
+                          "how far a row of --maps may sum from 1; default 1e-4, f16 2e-3, bf16 8e-3")
+               ->check(CLI::Range(0.0, 1.0))
+               ->type_name("X");
+           sub.add_option("--attended-above", o->attended_above,
+                          "keys of --maps with more weight than this count as attended to (density, "
+                          "receptive_field, selection_overlap); default 0")
+               ->check(CLI::Range(0.0, 1.0))
+               ->type_name("X");
            sub.add_option("-a,--analysis", o->analyses,
                           "analyses, separated by commas; default all that apply")
                ->expected(1)
@@ -170,13 +258,25 @@ const bool registered = register_command(
            for (const Analysis* a : all_analyses()) ids += (ids.empty() ? "" : ", ") + a->info().id;
            sub.footer(
                "Analyses (`attnbench describe ANALYSIS` gives formula and unit):\n  " + wrap(ids, 98, "  ") +
+               "\n\nMaps of a file are [N, M], [H, N, M], [B, H, N, M] or [L, B, H, N, M], or such a tensor "
+               "a "
+               "layer, taken in\n"
+               "the order of their names. Rows are probabilities: the first that is not, is named. The file "
+               "is "
+               "read row by\n"
+               "row. `--problem causal=true` and `grid=[14,14]` say what the maps do not; I32 `tokens` [B, "
+               "N] "
+               "beside them\n"
+               "are scored for induction."
                "\n\nExamples:\n"
                "  attnbench analyze sliding_window --analysis receptive_field --problem length=4096 -p "
                "window=128\n"
-               "  attnbench analyze hilo --json");
+               "  attnbench analyze hilo --json\n"
+               "  attnbench analyze --maps vit.safetensors -a entropy,attention_distance --problem "
+               "grid=[14,14]");
            return [o, &global] { return analyze(*o, global); };
          },
-     .summary = "compute properties of one method (entropy, receptive field, …) without timing"});
+     .summary = "properties of a method or of attention maps (entropy, receptive field, …) without timing"});
 
 }  // namespace
 

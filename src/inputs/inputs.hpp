@@ -58,6 +58,31 @@ TensorFile read_safetensors(Context& host, const std::string& path);
 /// The shapes of a file's tensors, from its header alone and as strictly checked. For methods whose extents
 /// are those of what they are given (lists of ids of any length): they know them before they allocate.
 std::map<std::string, Shape> safetensors_shapes(const std::string& path);
+/// A file whose tensors are read in parts, for those that are larger than memory. As strict as
+/// read_safetensors.
+class SafetensorsFile {
+ public:
+  struct Entry {
+    std::string name;
+    DType dtype = DType::f32;  ///< in memory: I64 is i32
+    Shape shape;
+  };
+  explicit SafetensorsFile(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(const SafetensorsFile&) = delete;
+
+  const std::string& path() const;
+  const std::vector<Entry>& entries() const { return entries_; }  ///< in the order of their data
+  /// Elements [first, first + count), row-major, of a tensor of floats as f32. DataError on other types.
+  void read(size_t entry, int64_t first, int64_t count, float* out);
+  /// The same of a tensor of whole numbers.
+  void read(size_t entry, int64_t first, int64_t count, int32_t* out);
+
+ private:
+  struct Open;
+  std::unique_ptr<Open> open_;
+  std::vector<Entry> entries_;
+};
 /// Writes atomically (temporary file, fsync, rename); throws Error with errno's text when the disk is full.
 void write_safetensors(const std::string& path, const TensorMap& tensors,
                        const std::map<std::string, std::string>& metadata = {});

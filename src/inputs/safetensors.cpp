@@ -185,7 +185,66 @@ Header read_header(std::ifstream& f, const std::string& path) {
   return out;
 }
 
+/// I64 of a file to the i32 of memory; `first` is the index of wide[0] in its tensor.
+void narrow(const std::vector<int64_t>& wide, int64_t first, int32_t* out, const std::string& where) {
+  for (size_t i = 0; i < wide.size(); ++i) {
+    if (wide[i] < std::numeric_limits<int32_t>::min() || wide[i] > std::numeric_limits<int32_t>::max())
+      throw DataError(where + ": element " + std::to_string(first + static_cast<int64_t>(i)) + " = " +
+                      std::to_string(wide[i]) + " does not fit 32 bits");
+    out[i] = static_cast<int32_t>(wide[i]);
+  }
+}
+
 }  // namespace
+
+struct SafetensorsFile::Open {
+  std::string path;
+  std::ifstream file;
+  Header header;
+
+  void read(const attnbench::Entry& e, int64_t first, int64_t count, void* out) {
+    const auto bytes = static_cast<int64_t>(e.type.bytes);
+    if (first < 0 || count < 0 || first > e.shape.numel() - count)
+      throw UsageError(path + ": tensor '" + e.name + "' has no elements " + std::to_string(first) + " to " +
+                       std::to_string(first + count));
+    file.clear();
+    file.seekg(static_cast<std::streamoff>(header.data_begin + e.begin) + first * bytes);
+    file.read(static_cast<char*>(out), count * bytes);
+    if (!file) throw DataError(path + ": the data of tensor '" + e.name + "' cannot be read");
+  }
+  std::string where(const attnbench::Entry& e) const { return path + ": tensor '" + e.name + "'"; }
+};
+
+SafetensorsFile::SafetensorsFile(const std::string& path) : open_(std::make_unique<Open>()) {
+  open_->path = path;
+  open_->file.open(path, std::ios::binary);
+  open_->header = read_header(open_->file, path);
+  for (const attnbench::Entry& e : open_->header.entries) entries_.push_back({e.name, e.type.dtype, e.shape});
+}
+
+SafetensorsFile::~SafetensorsFile() = default;
+
+const std::string& SafetensorsFile::path() const { return open_->path; }
+
+void SafetensorsFile::read(size_t entry, int64_t first, int64_t count, float* out) {
+  const attnbench::Entry& e = open_->header.entries.at(entry);
+  if (e.type.dtype == DType::i32 || e.type.dtype == DType::u8)
+    throw DataError(open_->where(e) + " is of " + std::string(name(e.type.dtype)) + ", not of floats");
+  if (e.type.dtype == DType::f32) return open_->read(e, first, count, out);
+  std::vector<char> raw(static_cast<size_t>(count) * e.type.bytes);
+  open_->read(e, first, count, raw.data());
+  convert(raw.data(), e.type.dtype, out, DType::f32, count);
+}
+
+void SafetensorsFile::read(size_t entry, int64_t first, int64_t count, int32_t* out) {
+  const attnbench::Entry& e = open_->header.entries.at(entry);
+  if (e.type.dtype != DType::i32)
+    throw DataError(open_->where(e) + " is of " + std::string(name(e.type.dtype)) + ", not of whole numbers");
+  if (!e.type.narrow) return open_->read(e, first, count, out);
+  std::vector<int64_t> wide(static_cast<size_t>(count));
+  open_->read(e, first, count, wide.data());
+  narrow(wide, first, out, open_->where(e));
+}
 
 std::map<std::string, Shape> safetensors_shapes(const std::string& path) {
   std::ifstream f(path, std::ios::binary);
@@ -206,12 +265,7 @@ TensorFile read_safetensors(Context& host, const std::string& path) {
     if (e.type.narrow) {
       std::vector<int64_t> wide(static_cast<size_t>(t.numel()));
       f.read(reinterpret_cast<char*>(wide.data()), static_cast<std::streamsize>(e.end - e.begin));
-      for (size_t i = 0; i < wide.size() && f; ++i) {
-        if (wide[i] < std::numeric_limits<int32_t>::min() || wide[i] > std::numeric_limits<int32_t>::max())
-          throw DataError(path + ": tensor '" + e.name + "': element " + std::to_string(i) + " = " +
-                          std::to_string(wide[i]) + " does not fit 32 bits");
-        t.data<int32_t>()[i] = static_cast<int32_t>(wide[i]);
-      }
+      if (f) narrow(wide, 0, t.data<int32_t>(), path + ": tensor '" + e.name + "'");
     } else {
       f.read(static_cast<char*>(t.raw()), static_cast<std::streamsize>(e.end - e.begin));
     }

@@ -184,3 +184,53 @@ TEST_CASE("case files name what is wrong with them") {
   spill(folder.file("c.json"), "{");
   REQUIRE_THROWS_AS(read_case_file(folder.file("c.json")), DataError);
 }
+
+TEST_CASE("safetensors are read in parts as they are read whole") {
+  Folder folder;
+  Context host(cpu_backend(), 1);
+  const std::string path = folder.file("parts.safetensors");
+  TensorMap all;
+  for (DType t : {DType::f64, DType::f32, DType::bf16, DType::f16}) {
+    Tensor x = host.allocate(DType::f32, {5, 7}), y = host.allocate(t, {5, 7});
+    for (int i = 0; i < 35; ++i) x.data<float>()[i] = float(i) - 9;  // exact in every type
+    convert(x.raw(), DType::f32, y.raw(), t, 35);
+    all[std::string(name(t))] = y;
+  }
+  all["ids"] = host.allocate(DType::i32, {6});
+  for (int i = 0; i < 6; ++i) all["ids"].data<int32_t>()[i] = 100 - i;
+  write_safetensors(path, all);
+  SafetensorsFile f(path);
+  REQUIRE(f.entries().size() == 5);
+  CHECK(f.path() == path);
+  for (size_t e = 0; e < 5; ++e) {
+    CAPTURE(f.entries()[e].name);
+    std::vector<float> part(4, 0.0f);
+    std::vector<int32_t> ids(4, 0);
+    if (f.entries()[e].name == "ids") {
+      f.read(e, 2, 4, ids.data());
+      CHECK(ids == std::vector<int32_t>{98, 97, 96, 95});
+      CHECK_THROWS_AS(f.read(e, 0, 1, part.data()), DataError);
+      CHECK_THROWS_AS(f.read(e, 3, 4, ids.data()), UsageError);
+      continue;
+    }
+    CHECK(f.entries()[e].shape == Shape{5, 7});
+    f.read(e, 31, 4, part.data());
+    CHECK(part == std::vector<float>{22, 23, 24, 25});
+    f.read(e, 8, 3, part.data());
+    CHECK(part == std::vector<float>{-1, 0, 1, 25});
+    CHECK_THROWS_AS(f.read(e, 32, 4, part.data()), UsageError);
+    CHECK_THROWS_AS(f.read(e, 0, 1, ids.data()), DataError);
+  }
+  // I64 is narrowed, and what does not fit is named by its own index.
+  const std::string wide = R"({"t":{"dtype":"I64","shape":[3],"data_offsets":[0,24]}})";
+  std::string bytes = bytes_of(wide, 0);
+  for (const int64_t v : {int64_t{5}, int64_t{-6}, int64_t{1} << 40})
+    bytes.append(reinterpret_cast<const char*>(&v), 8);
+  spill(folder.file("wide.safetensors"), bytes);
+  SafetensorsFile w(folder.file("wide.safetensors"));
+  std::vector<int32_t> ids(2);
+  w.read(0, 0, 2, ids.data());
+  CHECK(ids == std::vector<int32_t>{5, -6});
+  CHECK_THROWS_WITH(w.read(0, 1, 2, ids.data()), ContainsSubstring("element 2"));
+  CHECK_THROWS_AS(SafetensorsFile(folder.file("none.safetensors")), DataError);
+}

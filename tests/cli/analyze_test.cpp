@@ -1,0 +1,105 @@
+// analyze as a user drives it on attention maps of files: results, refusals and their exit codes.
+#include <cstdint>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "tests/catch.hpp"
+#include "tests/cli/drive.hpp"
+
+using drive::program;
+using nlohmann::json;
+
+namespace {
+
+/// One f32 tensor as a .safetensors file.
+void write_map(const std::string& path, const std::string& shape, const std::vector<float>& values,
+               const std::string& name = "attention") {
+  const std::string header = R"({")" + name + R"(":{"dtype":"F32","shape":)" + shape +
+                             R"(,"data_offsets":[0,)" + std::to_string(values.size() * 4) + "]}}";
+  const uint64_t n = header.size();
+  std::string bytes(8, '\0');
+  std::memcpy(bytes.data(), &n, 8);
+  bytes += header;
+  bytes.append(reinterpret_cast<const char*>(values.data()), values.size() * 4);
+  drive::write(path, bytes);
+}
+
+/// Two layers of two heads over four tokens: even rows, then each token itself.
+std::vector<float> even_then_diagonal() {
+  std::vector<float> v;
+  for (int l = 0; l < 2; ++l)
+    for (int h = 0; h < 2; ++h)
+      for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j) v.push_back(l == 0 ? 0.25f : float(i == j));
+  return v;
+}
+
+}  // namespace
+
+TEST_CASE("analyze --maps: figures by layer and head, as text and JSON") {
+  drive::TempFolder folder;
+  const std::string path = (folder / "m.safetensors").string();
+  write_map(path, "[2,1,2,4,4]", even_then_diagonal());
+  const auto r = program({"analyze", "--maps", path, "-a", "entropy,pattern_scores", "--json"});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  const json report = json::parse(r.out);
+  CHECK(report.at("method") == "attention_maps");
+  CHECK(report.at("params").at("layers") == 2);
+  CHECK(report.at("problem").at("heads") == 2);
+  CHECK(report.at("problem").at("length") == 4);
+  const json& entropy = report.at("analyses").at(0);
+  CHECK(entropy.at("series").at("head_mean_support").size() == 4);
+  CHECK(entropy.at("series").at("head_mean_support").at(0).get<double>() == Approx(4));
+  CHECK(entropy.at("series").at("head_mean_support").at(3).get<double>() == Approx(1));
+  CHECK(report.at("analyses").at(1).at("series").at("head_diagonal") == json({0.25, 0.25, 1.0, 1.0}));
+
+  const auto text = program({"analyze", "--maps", path, "-a", "entropy"});
+  CHECK(text.code == 0);
+  CHECK_THAT(text.out, ContainsSubstring("2 layers of maps"));
+  CHECK_THAT(text.out, ContainsSubstring("head_mean_support"));
+  // All analyses: those that need more than rows say so, the others are there.
+  const auto all = program({"analyze", "--maps", path, "--problem", "grid=[2,2]"});
+  CHECK(all.code == 0);
+  CHECK_THAT(all.out, ContainsSubstring("Euclidean on the grid"));
+  CHECK_THAT(all.out, ContainsSubstring("mass_recall: unsupported"));
+  // Only what maps do not have: nothing was computed.
+  CHECK(program({"analyze", "--maps", path, "-a", "mass_recall"}).code == 3);
+}
+
+TEST_CASE("analyze --maps refuses with the place, before it prints anything") {
+  drive::TempFolder folder;
+  const std::string path = (folder / "m.safetensors").string();
+  const auto refused = [&](std::vector<std::string> words, const std::string& message) {
+    words.insert(words.begin(), "analyze");
+    const auto r = program(words);
+    CAPTURE(words, r.err);
+    CHECK(r.code == 2);
+    CHECK(r.out.empty());
+    CHECK_THAT(r.err, ContainsSubstring(message));
+  };
+  std::vector<float> v = even_then_diagonal();
+  write_map(path, "[2,1,2,4,4]", v);
+  refused({}, "a METHOD or --maps FILE is wanted");
+  refused({"dense", "--maps", path}, "take no method");
+  refused({"dense", "--tensor", "x"}, "--tensor: goes with --maps only");
+  refused({"--maps", path, "-w", "w"}, "--weights: does not go with --maps");
+  refused({"--maps", path, "-p", "a=1"}, "--param: does not go with --maps");
+  refused({"--maps", path, "--row-tolerance", "2"}, "--row-tolerance");
+  refused({"--maps", path, "--tensor", "atention"}, "did you mean 'attention'?");
+  refused({"--maps", path, "--problem", "length=5"}, "problem.length: 5 is given, but the maps have 4");
+  refused({"--maps", path, "--problem", "grid=[2,3]"}, "2x3 are 6 tokens");
+  refused({"--maps", path, "--problem", "causal=true"},
+          "'attention[0]', batch 0, head 0, query 0: the weight of key 1");
+  refused({"--maps", path, "-a", "entorpy"}, "did you mean 'entropy'?");
+  refused({"--maps", (folder / "none").string()}, "none");
+  v[40] = -1;
+  write_map(path, "[2,1,2,4,4]", v);
+  refused({"--maps", path}, "'attention[1]', batch 0, head 0, query 2: the weight of key 0 is -1");
+  v[40] = 0.5f;
+  write_map(path, "[2,1,2,4,4]", v);
+  refused({"--maps", path}, "query 2: the weights sum to 1.5, not to 1 within 0.0001");
+  CHECK(program({"analyze", "--maps", path, "--row-tolerance", "0.5", "-a", "entropy"}).code == 0);
+  write_map(path, "[64]", v);
+  refused({"--maps", path}, "'attention' of shape [64] is no map");
+}
