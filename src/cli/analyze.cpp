@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cmath>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -14,7 +15,13 @@
 #include "cli/program.hpp"
 #include "cli/terminal.hpp"
 #include "cli/text.hpp"
+#include "inputs/atomic_file.hpp"
 #include "inputs/inputs.hpp"
+#include "measure/case_id.hpp"
+#include "measure/clock.hpp"
+#include "measure/environment.hpp"
+#include "report/files.hpp"
+#include "report/format.hpp"
 
 namespace attnbench {
 
@@ -24,14 +31,14 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   std::string method, maps, weights, device = "cpu";
-  std::vector<std::string> analyses, params, problem, analysis_params, tensors;
+  std::vector<std::string> analyses, params, problem, analysis_params, tensors, output;
   double row_tolerance = NAN, attended_above = NAN;
   int threads = 0;
 };
 
 /// What is analysed: an instance that has run, or maps of a file.
 struct Subject {
-  std::string id, text;  ///< text: for people
+  std::string id, name, text;  ///< name: of the case in files; text: for people
   Problem problem;
   std::map<std::string, Value> params;
   std::unique_ptr<Instance> instance;
@@ -105,7 +112,7 @@ std::string result_text(const AnalysisResult& r, const AnalysisInfo& info, bool 
 Subject method_subject(Context& ctx, const Options& o) {
   const Method& method = find_method(o.method);
   Subject s;
-  s.id = o.method;
+  s.id = s.name = o.method;
   s.problem = method.info().example;
   set_problem(s.problem, key_values("--problem", o.problem));
   check_problem(s.problem);
@@ -132,6 +139,7 @@ Subject maps_subject(const Options& o) {
   auto maps = std::make_unique<AttentionMaps>(o.maps, options);
   Subject s;
   s.id = "attention_maps";
+  s.name = std::filesystem::path(o.maps).stem().string();
   s.problem = maps->shape();
   const std::map<std::string, Value> keys = key_values("--problem", o.problem);
   if (const auto grid = keys.find("grid"); grid != keys.end()) {
@@ -174,25 +182,87 @@ void check_options(const Options& o) {
   }
 }
 
+// ---- files
+// ----------------------------------------------------------------------------------------------------
+
+struct Target {
+  const Format* format;
+  std::string path;
+};
+
+/// By the names of the files. A .csv holds the values of the analyses, a row each: the row a case that `run`
+/// writes has no place for series.
+std::vector<Target> targets_of(const Options& o) {
+  std::vector<Target> targets;
+  for (const std::string& path : o.output) {
+    const Format* format = &format_of_file(path);
+    if (format->id() == "csv") format = &find_format("analyses");
+    std::error_code failed;
+    if (!o.maps.empty() && std::filesystem::equivalent(o.maps, path, failed))
+      throw UsageError("--output: '" + path + "' is the file of maps itself");
+    for (const Target& t : targets)
+      if (t.path == path) throw UsageError("--output: '" + path + "' is given twice");
+    require_writable(path);
+    targets.push_back({format, path});
+  }
+  return targets;
+}
+
+/// The analyses as a run of one case, so that every format and `report` read them.
+RunResult as_run(const Options& o, const Subject& subject, Backend& backend,
+                 const std::vector<Wanted>& wanted, std::vector<AnalysisResult> results,
+                 std::vector<std::string> warnings, const std::string& started_at) {
+  RunResult run;
+  run.suite.name = "analyze_" + subject.id;
+  run.suite.title = subject.text;
+  run.started_at = started_at;
+  run.finished_at = utc_now();
+  run.environment = collect_environment(o.threads, backend.device() == DeviceKind::cpu ? nullptr : &backend);
+  for (const Wanted& w : wanted) {
+    run.suite.analyses.push_back(w.analysis->info().id);
+    run.suite.analysis_params[w.analysis->info().id] = w.params.all();
+  }
+  CaseResult c;
+  c.spec.name = c.spec.base_name = subject.name;
+  c.spec.method = subject.id;
+  c.spec.params = c.params = subject.params;
+  c.spec.problem = subject.problem;
+  c.spec.device = o.device;
+  c.id = case_id(c.spec, c.params, run.suite.measure);
+  c.status = CaseStatus::unverified;
+  c.reason = "Analysed only: neither verified nor timed.";
+  c.analyses = std::move(results);
+  c.warnings = std::move(warnings);
+  run.suite.cases = {c.spec};
+  run.cases = {std::move(c)};
+  run.suite_hash = hash_text(run.cases[0].id);
+  return run;
+}
+
 int analyze(const Options& o, const GlobalOptions& global) {
   check_options(o);
+  const std::vector<Target> targets = targets_of(o);
+  const std::string started_at = utc_now();
   Context ctx(backend_of(o.device), o.threads);
   Subject subject = o.maps.empty() ? method_subject(ctx, o) : maps_subject(o);
   const std::vector<Wanted> wanted = wanted_of(o, subject.problem);
 
   Json results = Json::array();
-  int computed = 0;
+  std::vector<AnalysisResult> all;
+  std::vector<std::string> refused;
   if (!global.json) print_data(subject.text + "\n\n");
   for (const Wanted& w : wanted) {
     const AnalysisInfo& info = w.analysis->info();
     try {
       const AnalysisResult r = w.analysis->compute(ctx, *subject.instance, subject.problem, w.params);
-      ++computed;
       if (global.json)
         results.push_back(result_json(r));
       else
         print_data(result_text(r, info, global.color));
+      all.push_back(r);
     } catch (const Unsupported& e) {
+      // Where all analyses were asked for, most methods have not all properties.
+      if (!o.analyses.empty()) refused.push_back("analysis '" + info.id + "': " + e.what());
       if (global.json)
         results.push_back({{"analysis", info.id}, {"unsupported", e.what()}});
       else
@@ -206,6 +276,15 @@ int analyze(const Options& o, const GlobalOptions& global) {
                 {"params", std::move(p)},
                 {"problem", to_json(subject.problem)},
                 {"analyses", std::move(results)}});
+  }
+  const bool computed = !all.empty();
+  if (!targets.empty()) {
+    const RunResult run =
+        as_run(o, subject, ctx.backend(), wanted, std::move(all), std::move(refused), started_at);
+    for (const Target& t : targets) {
+      write_file_atomically(t.path, t.format->write(run));
+      note(global.quiet, "wrote " + t.path);
+    }
   }
   return computed ? kDone : kSomeFailed;
 }
@@ -239,6 +318,13 @@ const bool registered = register_command(
                ->expected(1)
                ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
                ->type_name("ANALYSIS");
+           sub.add_option(
+                  "-o,--output", o->output,
+                  "a file of the results too, its name tells the format: .html (page with charts), .csv "
+                  "(one value a row), .json (for `report`), .md; repeatable")
+               ->expected(1)
+               ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+               ->type_name("FILE");
            sub.add_option("-p,--param", o->params,
                           "a parameter of the method, as key=value; several may follow")
                ->type_name("KEY=VALUE");
@@ -273,7 +359,8 @@ const bool registered = register_command(
                "window=128\n"
                "  attnbench analyze hilo --json\n"
                "  attnbench analyze --maps vit.safetensors -a entropy,attention_distance --problem "
-               "grid=[14,14]");
+               "grid=[14,14]\n"
+               "  attnbench analyze --maps vit.safetensors -o heads.html -o heads.csv");
            return [o, &global] { return analyze(*o, global); };
          },
      .summary = "properties of a method or of attention maps (entropy, receptive field, …) without timing"});

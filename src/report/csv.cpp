@@ -3,26 +3,13 @@
 #include <cmath>
 
 #include "report/format.hpp"
+#include "report/text.hpp"
 
 namespace attnbench {
 
 namespace {
 
-std::string field(const std::string& s) {
-  // A leading or trailing space is quoted too: some readers trim bare fields.
-  const bool plain =
-      s.find_first_of(",\"\r\n") == std::string::npos && (s.empty() || (s.front() != ' ' && s.back() != ' '));
-  if (plain) return s;
-  std::string out = "\"";
-  for (char c : s) out += c == '"' ? std::string("\"\"") : std::string(1, c);
-  return out + "\"";
-}
-
-std::string number(double d) {
-  if (std::isnan(d)) return "nan";
-  if (std::isinf(d)) return d < 0 ? "-inf" : "inf";
-  return Value(d).str();
-}
+std::string number(double d) { return csv_number(d); }
 std::string number(int64_t i) { return std::to_string(i); }
 std::string word(bool b) { return b ? "true" : "false"; }
 /// Extents that the problem does not set are 0 and stay empty.
@@ -164,7 +151,7 @@ class CsvFormat final : public Format {
     for (const CaseResult& c : run.cases) {
       bool first = true;
       for (const Column& column : kColumns) {
-        out += (first ? "" : ",") + field(column.text({run, c}));
+        out += (first ? "" : ",") + csv_field(column.text({run, c}));
         first = false;
       }
       out += "\n";

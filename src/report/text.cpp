@@ -6,6 +6,8 @@
 #include <cmath>
 #include <string_view>
 
+#include "methods/value.hpp"
+
 namespace attnbench {
 
 namespace {
@@ -186,6 +188,22 @@ std::string three_digits(double v) {
 }
 
 }  // namespace
+
+std::string csv_field(const std::string& s) {
+  // A leading or trailing space is quoted too: some readers trim bare fields.
+  const bool plain =
+      s.find_first_of(",\"\r\n") == std::string::npos && (s.empty() || (s.front() != ' ' && s.back() != ' '));
+  if (plain) return s;
+  std::string out = "\"";
+  for (char c : s) out += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return out + "\"";
+}
+
+std::string csv_number(double v) {
+  if (std::isnan(v)) return "nan";
+  if (std::isinf(v)) return v < 0 ? "-inf" : "inf";
+  return Value(v).str();
+}
 
 std::string seconds_text(double s) {
   if (!std::isfinite(s)) return "-";

@@ -43,6 +43,11 @@ class TextTable {
   std::vector<Row> rows_;
 };
 
+/// A field of CSV, quoted where RFC 4180 wants it.
+std::string csv_field(const std::string& s);
+/// Shortest text that reads back equal; nan, inf, -inf.
+std::string csv_number(double v);
+
 /// "1.23 ms", "45.6 us", "2.1 s": three significant digits. ASCII units.
 std::string seconds_text(double s);
 /// "1.21 GiB".

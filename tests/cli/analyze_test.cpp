@@ -103,3 +103,49 @@ TEST_CASE("analyze --maps refuses with the place, before it prints anything") {
   write_map(path, "[64]", v);
   refused({"--maps", path}, "'attention' of shape [64] is no map");
 }
+
+TEST_CASE("analyze -o writes what report reads, and CSV of one value a row") {
+  drive::TempFolder folder;
+  const auto file = [&](const char* name) { return (folder / name).string(); };
+  write_map(file("m.safetensors"), "[2,1,2,4,4]", even_then_diagonal());
+  const auto r = program({"analyze", "--maps", file("m.safetensors"), "-a", "entropy,mass_recall", "-o",
+                          file("r.json"), "-o", file("r.csv"), "-o", file("r.html"), "-o", file("r.md")});
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  CHECK_THAT(r.err, ContainsSubstring("wrote " + file("r.csv")));
+  const std::string csv = drive::read(file("r.csv"));
+  CHECK_THAT(csv, ContainsSubstring("case,method,device,analysis,quantity,layer,head,index,value\n"));
+  CHECK_THAT(csv, ContainsSubstring("m,attention_maps,cpu,entropy,head_mean_normalised,0,1,1,1.0\n"));
+  CHECK_THAT(csv, ContainsSubstring("m,attention_maps,cpu,entropy,head_mean_support,1,1,3,1.0\n"));
+  const json run = json::parse(drive::read(file("r.json")));
+  CHECK(run.at("cases").at(0).at("status") == "unverified");
+  CHECK(run.at("cases").at(0).at("analyses").at(0).at("series").at("head_mean_nats").size() == 4);
+  CHECK_THAT(run.at("cases").at(0).at("warnings").at(0).get<std::string>(), ContainsSubstring("mass_recall"));
+  const auto again = program({"report", file("r.json"), "--format", "analyses"});
+  CHECK(again.code == 0);
+  CHECK(again.out == csv);
+  const auto page = program({"report", file("r.json"), "-o", file("again.html")});
+  CHECK(page.code == 0);
+  CHECK(drive::read(file("again.html")) == drive::read(file("r.html")));
+  CHECK_THAT(drive::read(file("r.md")), ContainsSubstring("Entropy of the attention rows"));
+
+  // A method's analyses are written the same way, with its parameters.
+  const auto method = program({"analyze", "sliding_window", "-p", "window=7", "--problem", "length=32", "-a",
+                               "density", "-o", file("w.json")});
+  CHECK(method.code == 0);
+  const json w = json::parse(drive::read(file("w.json")));
+  CHECK(w.at("cases").at(0).at("params").at("window") == 7);
+  CHECK(w.at("cases").at(0).at("case").at("method") == "sliding_window");
+
+  // Everything about files is refused before anything is computed.
+  const auto refused = [&](const std::string& output, const std::string& message) {
+    const auto no = program({"analyze", "--maps", file("m.safetensors"), "-a", "entropy", "-o", output});
+    CAPTURE(output, no.err);
+    CHECK(no.code == 2);
+    CHECK(no.out.empty());
+    CHECK_THAT(no.err, ContainsSubstring(message));
+  };
+  refused(file("x.wrong"), "tells no format");
+  refused(file("none/x.csv"), "none");
+  CHECK(program({"analyze", "dense", "-o", file("r.csv"), "-o", file("r.csv")}).code == 2);
+}

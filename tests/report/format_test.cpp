@@ -128,6 +128,35 @@ TEST_CASE("csv gives back any text it was given") {
   CHECK(cell(rows, 2, "suite") == kHostile);
 }
 
+TEST_CASE("csv of the analyses has one value a row; heads of several layers are told apart") {
+  RunResult run = sample_run();
+  run.cases.resize(1);
+  run.cases[0].spec.problem.heads = 2;
+  run.cases[0].analyses = {
+      {"entropy", {{"mean_nats", 2.5}}, {{"head_x", {1, 2, 3, NAN}}, {"curve", {0.1, 5}}}, {}}};
+  const auto rows = parse_csv(find_format("analyses").write(run));
+  REQUIRE(rows.size() == 8);
+  CHECK(rows[0] == std::vector<std::string>{"case", "method", "device", "analysis", "quantity", "layer",
+                                            "head", "index", "value"});
+  CHECK(rows[1] ==
+        std::vector<std::string>{"hilo", "hilo", "cpu", "entropy", "mean_nats", "", "", "", "2.5"});
+  CHECK(rows[2] == std::vector<std::string>{"hilo", "hilo", "cpu", "entropy", "curve", "", "", "0", "0.1"});
+  CHECK(rows[5] ==
+        std::vector<std::string>{"hilo", "hilo", "cpu", "entropy", "head_x", "0", "1", "1", "2.0"});
+  CHECK(rows[6] ==
+        std::vector<std::string>{"hilo", "hilo", "cpu", "entropy", "head_x", "1", "0", "2", "3.0"});
+  CHECK(rows[7].back() == "nan");
+  // Heads that are no multiple of the problem's are one layer.
+  run.cases[0].spec.problem.heads = 3;
+  CHECK(cell(parse_csv(find_format("analyses").write(run)), 7, "head") == "3");
+  CHECK(cell(parse_csv(find_format("analyses").write(run)), 7, "layer") == "0");
+  const auto hostile = parse_csv(find_format("analyses").write(hostile_run()));
+  for (const auto& row : hostile) CHECK(row.size() == 9);
+  CHECK(cell(hostile, 1, "case") == kHostile);
+  CHECK(format_of_file("a/b.analyses.csv").id() == "analyses");
+  CHECK(format_of_file("a/b.csv").id() == "csv");
+}
+
 TEST_CASE("the terminal table shows times, ratios, claims and reasons") {
   const std::string text = find_format("table").write(sample_run());
   INFO(text);
