@@ -66,7 +66,9 @@ class AttentionDistance final : public Analysis {
       i.formula =
           "D_i = sum_j p_ij |i - j| / sum_j p_ij            rows without weight left out\n"
           "relative = mean of D_i over mean over i and all j of |i - j|      1: as a uniform row\n"
-          "octave 1: distance below 1; octave k: [2^(k - 2), 2^(k - 1))";
+          "octave 1: distance below 1; octave k: [2^(k - 2), 2^(k - 1))\n"
+          "octave_map: the share of the weight in each octave by head, as many octaves a head as "
+          "mass_by_octave";
       i.unit = "tokens";
       i.headline = {"mean_distance", "p5_distance", "p95_distance", "relative_distance"};
       ParamSpec queries;
@@ -91,11 +93,14 @@ class AttentionDistance final : public Analysis {
     r.analysis = info().id;
     const RowSample sample{params.integer("queries")};
     const Distance distance(n == m ? pairs->grid : std::vector<int64_t>{}, m);
-    std::vector<double> all, own, away(static_cast<size_t>(m)), octaves;
+    std::vector<double> all, own, away(static_cast<size_t>(m));
+    std::vector<std::vector<double>> octaves(static_cast<size_t>(heads));  // summed over rows
+    std::vector<double> rows_of(static_cast<size_t>(heads), 0.0);
     double uniform = 0;
     int64_t rows = 0, empty = 0, pooled = 0, not_finite = 0;
     for (int64_t h = 0; h < heads; ++h) {
       own.clear();
+      std::vector<double>& shares = octaves[static_cast<size_t>(h)];
       const bool there = for_rows(
           ctx, instance, pairs->batch, h, n, m, sample, [&](int64_t, int64_t, int64_t i, const float* row) {
             // Where they differ in number, the last query stands at the last key.
@@ -119,12 +124,13 @@ class AttentionDistance final : public Analysis {
               if (row[j] <= 0) continue;
               const double d = away[static_cast<size_t>(j)];
               const size_t octave = d < 1 ? 0 : static_cast<size_t>(std::ilogb(d)) + 1;
-              if (octaves.size() <= octave) octaves.resize(octave + 1, 0.0);
-              octaves[octave] += static_cast<double>(row[j]) / mass;
+              if (shares.size() <= octave) shares.resize(octave + 1, 0.0);
+              shares[octave] += static_cast<double>(row[j]) / mass;
             }
             own.push_back(sum / mass);
             uniform += mean / static_cast<double>(m);
             ++rows;
+            ++rows_of[static_cast<size_t>(h)];
           });
       if (!there) {
         ++pooled;
@@ -152,8 +158,17 @@ class AttentionDistance final : public Analysis {
     r.scalars["max_distance"] = s.max;
     r.scalars["relative_distance"] = uniform > 0 ? s.mean * static_cast<double>(rows) / uniform : 0;
     r.scalars["rows"] = static_cast<double>(rows);
-    for (double& o : octaves) o /= static_cast<double>(rows);
-    r.series["mass_by_octave"] = octaves;
+    size_t most = 0;
+    for (const auto& head : octaves) most = std::max(most, head.size());
+    std::vector<double>&mass = r.series["mass_by_octave"], &map = r.series["octave_map"];
+    mass.assign(most, 0.0);
+    for (size_t h = 0; h < octaves.size(); ++h) {
+      octaves[h].resize(most, 0.0);
+      for (size_t o = 0; o < most; ++o) {
+        mass[o] += octaves[h][o] / static_cast<double>(rows);
+        map.push_back(rows_of[h] > 0 ? octaves[h][o] / rows_of[h] : 0);
+      }
+    }
     r.notes["distance"] = distance.on_grid() ? "Euclidean on the grid of tokens" : "along the sequence";
     if (sample.queries > 0 && sample.queries < n)
       r.notes["queries"] = fmt::format("{} of {} queries a head, in runs spread evenly", sample.queries, n);

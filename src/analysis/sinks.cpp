@@ -8,6 +8,8 @@ namespace attnbench {
 
 namespace {
 
+constexpr int64_t kBins = 32;  // columns of the map
+
 class Sinks final : public Analysis {
  public:
   const AnalysisInfo& info() const override {
@@ -23,7 +25,9 @@ class Sinks final : public Analysis {
           "c[j] = sum_i p_ij / (queries that see j)     a key is seen where its weight is above 0\n"
           "sink: c[j] > threshold, or > alpha / M with threshold 0        (ACT, arXiv 2406.15765)\n"
           "first_mass = sum_i sum_{j < first} p_ij / sum_ij p_ij;  sink_mass: the same over sinks other than "
-          "key 0";
+          "key 0\n"
+          "sink_map: by head, the largest c[j], a mean over the batch, in each of up to 32 equal ranges of "
+          "keys";
       i.unit = "share of mass; keys";
       const auto number = [](const char* name, double value, const char* meaning) {
         ParamSpec s;
@@ -54,12 +58,16 @@ class Sinks final : public Analysis {
     r.analysis = info().id;
     double sinks = 0, sink_mass = 0, first_mass = 0, key0 = 0, total = 0, most = 0;
     std::vector<double> mean_score;
+    int64_t bins = kBins;
+    for (int64_t h = 0; h < rows.heads(); ++h) bins = std::min(bins, rows.keys(h));
+    std::vector<double>& map = r.series["sink_map"];
     for (int64_t h = 0; h < rows.heads(); ++h) {
       const int64_t m = rows.keys(h), first = std::min(params.integer("first"), m);
       const double threshold = params.number("threshold") > 0
                                    ? params.number("threshold")
                                    : params.number("alpha") / static_cast<double>(m);
       double head_sinks = 0, head_mass = 0, head_sink_mass = 0, head_first = 0;
+      std::vector<double> score(static_cast<size_t>(m), 0.0);
       for (int64_t b = 0; b < rows.batch(); ++b) {
         std::vector<double> mass(static_cast<size_t>(m), 0.0), seen(static_cast<size_t>(m), 0.0);
         rows.each_row(b, h, [&](int64_t, const float* p) {
@@ -72,6 +80,7 @@ class Sinks final : public Analysis {
           const auto at = static_cast<size_t>(j);
           const double c = seen[at] > 0 ? mass[at] / seen[at] : 0.0;
           mean_score[at] += c / static_cast<double>(rows.heads() * rows.batch());
+          score[at] += c / static_cast<double>(rows.batch());
           most = std::max(most, c);
           head_mass += mass[at];
           if (j < first) head_first += mass[at];
@@ -81,6 +90,8 @@ class Sinks final : public Analysis {
           if (j > 0) head_sink_mass += mass[at];
         }
       }
+      for (int64_t k = 0; k < bins; ++k)
+        map.push_back(*std::max_element(score.begin() + k * m / bins, score.begin() + (k + 1) * m / bins));
       r.series["head_sinks"].push_back(head_sinks);
       r.series["head_sink_mass"].push_back(head_mass > 0 ? head_sink_mass / head_mass : 0.0);
       r.series["head_first_mass"].push_back(head_mass > 0 ? head_first / head_mass : 0.0);

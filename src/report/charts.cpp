@@ -446,6 +446,75 @@ std::string BarChart::svg() const {
   return out + "</svg>";
 }
 
+std::string HeatMap::svg() const {
+  constexpr size_t kMostTips = 2048;  // a tip is longer than its cell
+  const size_t n = rows.size(), m = n ? rows.front().size() : 0;
+  if (m == 0 || n > kMostCells / m) return "";
+  Limits limits;
+  for (const auto& row : rows)
+    for (double v : row) limits.add(v);
+  if (limits.empty()) return "";
+  const double low = std::isfinite(from) ? from : limits.low, high = std::isfinite(to) ? to : limits.high;
+  const auto label = [](const std::vector<std::string>& names, size_t i) {
+    return i < names.size() ? names[i] : std::to_string(i);
+  };
+  double left = 20;
+  for (size_t i = 0; i < n; ++i) left = std::max(left, text_width(label(row_labels, i)) + 12);
+  left = std::min(left, width / 3);
+  const double top = 26, right = width - 12, cell_width = (right - left) / static_cast<double>(m);
+  // Squares, as far as many rows stay a picture and few are no stripes.
+  const double cell_height = std::clamp(cell_width, std::min(6.0, 900.0 / static_cast<double>(n)),
+                                        std::clamp(480.0 / static_cast<double>(n), 6.0, 28.0));
+  const double bottom = top + cell_height * static_cast<double>(n);
+  const double height = bottom + (x_title.empty() ? 26 : 42);
+
+  std::string out = open_svg(title, description, width, height, "chart");
+  out += text_at(2, 14, y_title, "axis-title");
+  // The key: palest to full colour between its two values.
+  const std::string high_text = tick_text(high, unit), low_text = tick_text(low, unit);
+  const double key_end = right - text_width(high_text) - 4;
+  for (int k = 0; k < 8; ++k)
+    out += fmt::format(
+        "<rect class=\"heat\" fill-opacity=\"{:.2f}\" x=\"{}\" y=\"5\" width=\"9\" height=\"10\"/>",
+        0.04 + 0.96 * k / 7, num(key_end - 9 * (8 - k)));
+  out += text_at(key_end + 4, 14, high_text, "tick") + text_at(key_end - 76, 14, low_text, "tick", "end");
+
+  double last = -1e9;
+  for (size_t i = 0; i < n; ++i) {
+    const double y = top + cell_height * static_cast<double>(i), middle = y + cell_height / 2;
+    if (middle - last >= 15) {
+      out += text_at(left - 6, middle + 4, cut_to_units(label(row_labels, i), left - 8), "tick", "end");
+      last = middle;
+    }
+    for (size_t j = 0; j < m && j < rows[i].size(); ++j) {
+      const double v = rows[i][j];
+      const bool there = std::isfinite(v);
+      const double share = high > low ? std::clamp((v - low) / (high - low), 0.0, 1.0) : 1.0;
+      const std::string tip =
+          n * m > kMostTips
+              ? ""
+              : tip_of(fmt::format("{} {}, {} {}: {}", y_title, label(row_labels, i), x_title,
+                                   label(column_labels, j), there ? tick_text(v, unit) : "none"));
+      // A step of a hundredth is finer than eyes tell.
+      out += fmt::format(
+          "<rect class=\"heat{}\" fill-opacity=\"{:.2f}\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\"",
+          there ? "" : " none", there ? 0.04 + 0.96 * share : 0.0,
+          num(left + cell_width * static_cast<double>(j)), num(y), num(cell_width), num(cell_height));
+      out += tip.empty() ? "/>" : ">" + tip + "</rect>";
+    }
+  }
+  LabelRow row;
+  for (size_t j = 0; j < m; ++j) {
+    const std::string text = label(column_labels, j);
+    const double w = text_width(text), at = left + cell_width * (static_cast<double>(j) + 0.5);
+    const double middle = std::clamp(at, w / 2 + 1, std::max(width - w / 2 - 1, w / 2 + 1));
+    if (row.fits(middle, w)) out += text_at(middle, bottom + 17, text, "tick", "middle");
+  }
+  out += text_at((left + right) / 2, height - 6, x_title, "axis-title", "middle");
+  return out + fmt::format("<path class=\"frame\" d=\"M{} {}V{}H{}V{}z\"/></svg>", num(left), num(top),
+                           num(bottom), num(right), num(top));
+}
+
 std::string BoxChart::svg() const {
   Limits limits;
   limits.log = axis.log;

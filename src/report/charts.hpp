@@ -103,6 +103,21 @@ struct BoxChart {
   std::string svg() const;
 };
 
+/// A matrix as coloured cells, the first row on top, with a key of the colours' ends. NaN is an empty cell.
+struct HeatMap {
+  std::string title, description;
+  std::string x_title, y_title;
+  std::vector<std::vector<double>> rows;  ///< equally many columns each
+  /// By row and by column, shown where there is room; empty: their numbers from 0.
+  std::vector<std::string> row_labels = {}, column_labels = {};
+  AxisUnit unit = AxisUnit::plain;
+  double from = NAN, to = NAN;  ///< values of the palest and of the full colour; NaN: the data's own
+  double width = 480;
+  static constexpr size_t kMostCells = 8192;  ///< more are no picture
+  /// Without a finite cell, or with too many, an empty string.
+  std::string svg() const;
+};
+
 /// The class of a style: "s3".
 std::string series_class(size_t style);
 /// The same for areas, which have no marks: where colours repeat, they are paler.

@@ -10,6 +10,7 @@
 #include "measure/build_info.hpp"
 #include "report/charts.hpp"
 #include "report/format.hpp"
+#include "report/heads.hpp"
 #include "report/page.hpp"
 #include "report/rows.hpp"
 #include "report/scaling.hpp"
@@ -333,6 +334,8 @@ std::vector<std::string> curve_figures(const RunResult& run, Styles& styles, con
     for (const AnalysisResult& a : c.analyses) {
       const auto it = a.series.find(key);
       if (a.analysis != analysis || it == a.series.end() || it->second.empty()) continue;
+      // Heads of several layers are heat maps.
+      if (is_by_head(key) && head_grid(c.spec.problem, it->second.size()).layers > 1) continue;
       const std::string facet = axes_text(c.spec.axes);
       auto f = std::find_if(facets.begin(), facets.end(), [&](const auto& p) { return p.first == facet; });
       if (f == facets.end()) {
@@ -367,6 +370,180 @@ std::vector<std::string> curve_figures(const RunResult& run, Styles& styles, con
                                                                              left)
                                                                : ""})
                                       : ""));
+  return figures;
+}
+
+/// Calls f(case, result, values, grid) for the cases whose analysis has a series by head over several layers.
+template <class F>
+void each_stack(const RunResult& run, const std::string& analysis, const std::string& key, F&& f) {
+  for (const CaseResult& c : run.cases)
+    for (const AnalysisResult& a : c.analyses) {
+      const auto it = a.series.find(key);
+      if (a.analysis != analysis || it == a.series.end()) continue;
+      const HeadGrid grid = head_grid(c.spec.problem, it->second.size());
+      if (grid.layers > 1) f(c, it->second, grid);
+    }
+}
+
+std::string further_maps(size_t left) {
+  return left ? fmt::format("{} further maps are in the results file.", left) : "";
+}
+
+/// Heads by layer as a heat map, one for each case.
+std::vector<std::string> head_maps(const RunResult& run, const std::string& analysis, const std::string& key,
+                                   const std::string& caption, AxisUnit unit, double from, double to,
+                                   const std::string& note) {
+  std::vector<std::string> figures;
+  std::vector<HeatMap> maps;
+  size_t left = 0;
+  each_stack(run, analysis, key, [&](const CaseResult& c, const std::vector<double>& values, HeadGrid grid) {
+    if (maps.size() == kMostFacets) {
+      ++left;
+      return;
+    }
+    HeatMap map;
+    map.title = caption + ", " + c.spec.name;
+    map.x_title = "head", map.y_title = "layer";
+    map.unit = unit, map.from = from, map.to = to;
+    for (size_t l = 0; l < grid.layers; ++l)
+      map.rows.emplace_back(values.begin() + static_cast<std::ptrdiff_t>(l * grid.heads),
+                            values.begin() + static_cast<std::ptrdiff_t>((l + 1) * grid.heads));
+    maps.push_back(std::move(map));
+  });
+  for (const HeatMap& map : maps)
+    figures.push_back(
+        html_figure(map.title, map.svg(), "", figures.empty() ? join_notes({note, further_maps(left)}) : ""));
+  return figures;
+}
+
+/// The mean over the heads of each layer, with a band from the least to the largest, a line a case.
+std::string depth_figure(const RunResult& run, Styles& styles, const std::string& analysis,
+                         const std::string& key, const std::string& caption, const ChartAxis& y) {
+  XyChart chart;
+  chart.title = caption;
+  chart.x = {.title = "layer"};
+  chart.y = y;
+  chart.height = 260;
+  each_stack(run, analysis, key, [&](const CaseResult& c, const std::vector<double>& values, HeadGrid grid) {
+    ChartSeries s{.name = c.spec.name, .style = styles.of(c), .points = {}, .band = true};
+    for (size_t l = 0; l < grid.layers; ++l) {
+      double sum = 0, least = INFINITY, most = -INFINITY, count = 0;
+      for (size_t h = 0; h < grid.heads; ++h) {
+        const double v = values[l * grid.heads + h];
+        if (!std::isfinite(v)) continue;
+        sum += v, count += 1, least = std::min(least, v), most = std::max(most, v);
+      }
+      if (count == 0) continue;
+      s.points.push_back({static_cast<double>(l), sum / count, least, most,
+                          fmt::format("{}\nlayer {}: {} [{}, {}]", c.spec.name, l, figure4(sum / count),
+                                      figure4(least), figure4(most))});
+      if (grid.layers <= 16 && chart.x.ticks.size() <= l)
+        chart.x.ticks.emplace_back(static_cast<double>(l), std::to_string(l));
+    }
+    if (chart.series.size() < kMostFacets) chart.series.push_back(std::move(s));
+  });
+  // Layers that one case has and another has not have no fixed ticks.
+  for (const ChartSeries& s : chart.series)
+    if (s.points.size() > 16) chart.x.ticks.clear();
+  return html_figure(
+      caption, chart.svg(), chart_legend(chart),
+      "The mean over the heads of a layer; the band is from the least to the largest of them.");
+}
+
+std::string octave_name(size_t o) {
+  return o == 0 ? "below 1" : fmt::format("{:.0f} to {:.0f}", std::exp2(o - 1), std::exp2(o));
+}
+
+/// Share of the weight by octave of distance: a bar a case, and one a layer of cases with several.
+std::vector<std::string> distance_figures(const RunResult& run) {
+  struct Bars {
+    BarChart chart;
+    size_t octaves = 0;
+  };
+  std::vector<Bars> all(1);
+  all[0].chart.title = "Distance of attention";
+  const auto row = [](Bars& bars, const std::string& label, const std::vector<double>& shares) {
+    BarChart::Row r{.label = label, .parts = {}, .text = ""};
+    for (size_t o = 0; o < shares.size(); ++o)
+      r.parts.push_back(
+          {shares[o], area_class(o),
+           fmt::format("{}, {} tokens: {}", label, octave_name(o), tick_text(shares[o], AxisUnit::share))});
+    bars.octaves = std::max(bars.octaves, shares.size());
+    bars.chart.rows.push_back(std::move(r));
+  };
+  for (const CaseResult& c : run.cases)
+    for (const AnalysisResult& a : c.analyses) {
+      const auto mass = a.series.find("mass_by_octave"), map = a.series.find("octave_map"),
+                 heads = a.series.find("head_mean_distance");
+      if (a.analysis != "attention_distance" || mass == a.series.end() || mass->second.empty()) continue;
+      if (all[0].chart.rows.size() < kMostRows) row(all[0], c.spec.name, mass->second);
+      if (map == a.series.end() || heads == a.series.end() || all.size() > kMostFacets) continue;
+      const HeadGrid grid = head_grid(c.spec.problem, heads->second.size());
+      const size_t octaves = mass->second.size();
+      if (grid.layers < 2 || map->second.size() != grid.layers * grid.heads * octaves) continue;
+      Bars bars;
+      bars.chart.title = "Distance of attention by layer, " + c.spec.name;
+      for (size_t l = 0; l < std::min(grid.layers, kMostRows); ++l) {
+        std::vector<double> mean(octaves, 0.0);
+        for (size_t h = 0; h < grid.heads; ++h)
+          for (size_t o = 0; o < octaves; ++o)
+            mean[o] += map->second[(l * grid.heads + h) * octaves + o] / static_cast<double>(grid.heads);
+        row(bars, fmt::format("layer {}", l), mean);
+      }
+      all.push_back(std::move(bars));
+    }
+  std::vector<std::string> figures;
+  for (Bars& bars : all) {
+    bars.chart.axis = {.title = "share of the weight", .unit = AxisUnit::share, .from = 0, .to = 1};
+    std::vector<std::pair<std::string, size_t>> names;
+    for (size_t o = 0; o < bars.octaves; ++o) names.emplace_back(octave_name(o), o);
+    figures.push_back(html_figure(bars.chart.title, bars.chart.svg(), chart_legend(names, false),
+                                  figures.empty() ? "Distances in tokens." : ""));
+  }
+  return figures;
+}
+
+/// Where the sinks lie: heads down, ranges of keys across.
+std::vector<std::string> sink_maps(const RunResult& run) {
+  std::vector<HeatMap> maps;
+  size_t left = 0;
+  for (const CaseResult& c : run.cases)
+    for (const AnalysisResult& a : c.analyses) {
+      const auto map = a.series.find("sink_map"), heads = a.series.find("head_sinks"),
+                 keys = a.series.find("key_score");
+      if (a.analysis != "sinks" || map == a.series.end() || heads == a.series.end() ||
+          heads->second.empty() || map->second.size() % heads->second.size() != 0)
+        continue;
+      if (maps.size() == kMostFacets) {
+        ++left;
+        continue;
+      }
+      const HeadGrid grid = head_grid(c.spec.problem, heads->second.size());
+      const size_t count = heads->second.size(), bins = map->second.size() / count;
+      HeatMap m;
+      m.title = "Sinks, " + c.spec.name;
+      m.x_title = "keys, by the first of their range";
+      m.y_title = grid.layers > 1 ? "layer.head" : "head";
+      m.from = 0;
+      for (size_t h = 0; h < count; ++h) {
+        m.rows.emplace_back(map->second.begin() + static_cast<std::ptrdiff_t>(h * bins),
+                            map->second.begin() + static_cast<std::ptrdiff_t>((h + 1) * bins));
+        if (grid.layers > 1) m.row_labels.push_back(fmt::format("{}.{}", h / grid.heads, h % grid.heads));
+      }
+      if (keys != a.series.end())
+        for (size_t k = 0; k < bins; ++k)
+          m.column_labels.push_back(std::to_string(k * keys->second.size() / bins));
+      maps.push_back(std::move(m));
+    }
+  std::vector<std::string> figures;
+  for (const HeatMap& m : maps)
+    figures.push_back(html_figure(
+        m.title, m.svg(), "",
+        figures.empty()
+            ? join_notes(
+                  {"The largest mean weight that a key of the range gets from the queries that see it.",
+                   further_maps(left)})
+            : ""));
   return figures;
 }
 
@@ -405,6 +582,32 @@ std::string analyses_section(const RunResult& run, Styles& styles) {
        curve_figures(run, styles, "entropy", "head_mean_normalised", "Entropy by head", {.title = "head"},
                      {.title = "mean share of uniform", .unit = AxisUnit::share, .from = 0, .to = 1}, ""))
     figures.push_back(std::move(f));
+  const ChartAxis share{.title = "mean share of uniform", .unit = AxisUnit::share, .from = 0, .to = 1};
+  figures.push_back(depth_figure(run, styles, "entropy", "head_mean_normalised", "Entropy by depth", share));
+  figures.push_back(depth_figure(run, styles, "attention_distance", "head_mean_distance", "Distance by depth",
+                                 {.title = "mean distance, tokens", .from = 0}));
+  for (std::string& f : distance_figures(run)) figures.push_back(std::move(f));
+  const auto maps = [&](const char* analysis, const char* key, const char* caption, AxisUnit unit,
+                        double from, double to, const char* note) {
+    for (std::string& f : head_maps(run, analysis, key, caption, unit, from, to, note))
+      figures.push_back(std::move(f));
+  };
+  maps("entropy", "head_mean_normalised", "Entropy of heads", AxisUnit::share, 0, 1,
+       "Mean share of uniform.");
+  maps("attention_distance", "head_mean_distance", "Distance of heads", AxisUnit::plain, NAN, NAN,
+       "Mean distance in tokens.");
+  maps("effective_support", "head_mean_keys_for_mass", "Keys that heads use", AxisUnit::plain, 0, NAN,
+       "Keys for the share of the weight that the analysis was told.");
+  maps("sinks", "head_first_mass", "Weight on the first keys", AxisUnit::share, 0, NAN, "");
+  maps("sinks", "head_sink_mass", "Weight on sinks", AxisUnit::share, 0, NAN, "Sinks other than key 0.");
+  maps("pattern_scores", "head_diagonal", "Diagonal heads", AxisUnit::share, 0, NAN, "");
+  maps("pattern_scores", "head_previous", "Previous-token heads", AxisUnit::share, 0, NAN, "");
+  maps("pattern_scores", "head_vertical", "Vertical heads", AxisUnit::share, 0, NAN, "");
+  maps("pattern_scores", "head_induction", "Induction heads", AxisUnit::share, 0, NAN, "");
+  maps("map_spectrum", "head_stable_rank", "Stable rank of maps", AxisUnit::plain, NAN, NAN, "");
+  maps("map_divergence", "head_nearest_js", "Divergence from the most alike head", AxisUnit::plain, NAN, NAN,
+       "Jensen-Shannon, nats.");
+  for (std::string& f : sink_maps(run)) figures.push_back(std::move(f));
   std::string out = html_charts(figures);
   for (const auto& [title, table] : analysis_tables(run))
     out += "<details><summary>" + html_escaped(title) + ": table</summary>" +
@@ -473,10 +676,11 @@ std::string tile(const std::string& value, const std::string& what, const char* 
 }
 
 std::string tiles(const RunResult& run) {
-  size_t ok = 0, bad = 0, held = 0, outside = 0, verified = 0, sampled = 0;
+  size_t ok = 0, bad = 0, held = 0, outside = 0, verified = 0, sampled = 0, analysed = 0;
   const CaseResult* best = nullptr;
   for (const CaseResult& c : run.cases) {
     ok += c.status == CaseStatus::ok;
+    analysed += c.status == CaseStatus::unverified && !c.time && !c.verification && !c.analyses.empty();
     bad += c.status == CaseStatus::failed || c.status == CaseStatus::inconsistent;
     verified += c.verification && c.verification->passed;
     sampled += c.verification && c.verification->passed && c.verification->sampled;
@@ -487,6 +691,9 @@ std::string tiles(const RunResult& run) {
     held += c.verdict == V::holds || c.verdict == V::exact;
     outside += c.verdict == V::outside;
   }
+  // Analyses without a measurement: of `attnbench analyze`.
+  if (analysed > 0 && analysed == run.cases.size())
+    return "<div class=\"tiles\">" + tile(fmt::format("{}", analysed), "analysed only") + "</div>\n";
   std::string out = tile(fmt::format("{} of {}", ok, run.cases.size()), "cases measured", bad ? "bad" : "");
   out += tile(fmt::format("{}", verified),
               "verified against the reference" +

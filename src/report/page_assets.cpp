@@ -66,6 +66,7 @@ figure.wide .chart{max-width:none}.narrow-only{display:none}
 .line{stroke:var(--c);fill:none;stroke-width:1.8;stroke-linejoin:round}.mark{fill:var(--c);stroke:var(--panel);
 stroke-width:.8}.band{fill:var(--c);opacity:.18}.whisker{stroke:var(--c,var(--ink));fill:none;stroke-width:1.2}
 .bar{fill:var(--c)}.bar.pale{fill-opacity:.5}.bar.paler{fill-opacity:.25}.bar~.bar{stroke:var(--panel)}.chart>.whisker{stroke:var(--ink);stroke-width:1.5}
+.heat{fill:var(--c0)}.heat.none{fill:none}
 .box{fill:var(--c);opacity:.45}.median{stroke:var(--ink);stroke-width:2.2;fill:none}
 .roof{stroke:var(--ink);stroke-width:1.6;fill:none}.roof2{stroke:var(--soft);stroke-dasharray:5 4;fill:none}
 .fit{stroke:var(--soft);stroke-dasharray:2 3;fill:none}.level{stroke:var(--ink);stroke-width:1.6;stroke-dasharray:7 3;

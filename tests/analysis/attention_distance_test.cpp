@@ -48,6 +48,10 @@ TEST_CASE("distances along a sequence, by head, weighted by attention") {
   CHECK(o[2] == Approx((7 + 1.0) / 20));
   CHECK(o[3] == Approx(2.0 / 20));
   CHECK(o[4] == Approx(1.0 / 20));
+  const std::vector<double>& map = r.series.at("octave_map");
+  const std::vector<double> want{0.3, 0, 0.7, 0, 0, 0.55, 0.05, 0.1, 0.2, 0.1};
+  REQUIRE(map.size() == want.size());
+  for (size_t k = 0; k < want.size(); ++k) CHECK(map[k] == Approx(want[k]).margin(1e-12));
 }
 
 TEST_CASE("distances on a grid are Euclidean; a last query of a cache stands at the last key") {

@@ -77,6 +77,25 @@ TEST_CASE("sinks: a key that half the weight goes to, even causal rows, threshol
   CHECK(one.scalars.at("first_mass") == Approx(one.scalars.at("key0_mass")));
 }
 
+TEST_CASE("sinks: the map says where they lie, by head and range of keys") {
+  // Head 0 looks at key 50 with a half, head 1 at its own place; 100 keys in 32 ranges.
+  FakeInstance f = maps(100, 2, [](int64_t h, int64_t i, int64_t j) {
+    return h == 0 ? (j == 50 ? 0.5 : 0.5 / 99) : double(i == j);
+  });
+  const AnalysisResult r = analyse("sinks", f, sequence(1, 2, 100));
+  const std::vector<double>& map = r.series.at("sink_map");
+  REQUIRE(map.size() == 2 * 32);
+  for (int64_t k = 0; k < 32; ++k) {
+    const bool holds = k * 100 / 32 <= 50 && 50 < (k + 1) * 100 / 32;
+    CHECK(map[static_cast<size_t>(k)] == Approx(holds ? 0.5 : 0.5 / 99).epsilon(kF32));
+    CHECK(map[static_cast<size_t>(32 + k)] == 1);
+  }
+  // Fewer keys than ranges: a column a key, which is the key's score.
+  FakeInstance small = maps(5, 1, [](int64_t, int64_t, int64_t j) { return 0.1 * double(j); });
+  const AnalysisResult s = analyse("sinks", small, sequence(2, 1, 5));
+  CHECK(s.series.at("sink_map") == s.series.at("key_score"));
+}
+
 TEST_CASE("top_k_mass: shares of even and geometric rows; k beyond the keys is everything") {
   FakeInstance f = maps(20, 1, even);
   const AnalysisResult r = analyse("top_k_mass", f, sequence(1, 1, 20), {{"k", Value::List{5, 1, 100}}});

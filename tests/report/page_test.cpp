@@ -189,6 +189,90 @@ TEST_CASE("a longer bar is a larger value, and whiskers end where the interval d
   CHECK(b - a == Approx(widths[0]).margin(0.15));
 }
 
+TEST_CASE("heat maps have a cell a value, deeper for more, and a key of their ends") {
+  HeatMap map;
+  map.title = map.x_title = map.y_title = kHostile;
+  map.rows = {{0, 0.5, 1}, {NAN, 0.25, 0.75}};
+  map.row_labels = {kHostile, "b"};
+  map.unit = AxisUnit::share;
+  const std::string svg = map.svg();
+  INFO(svg);
+  CHECK(markup::problems(svg).empty());
+  CHECK(markup::count(svg, "class=\"heat") == 6 + 8);  // and the key
+  CHECK(markup::count(svg, "class=\"heat none\"") == 1);
+  CHECK(svg.find("nan") == std::string::npos);
+  CHECK_THAT(svg, ContainsSubstring(">100%<"));
+  // 0.04 + 0.96 v: the palest is no empty cell.
+  for (const char* deep : {"fill-opacity=\"0.04\"", "fill-opacity=\"0.28\"", "fill-opacity=\"0.52\"",
+                           "fill-opacity=\"0.76\"", "fill-opacity=\"1.00\""})
+    CHECK_THAT(svg, ContainsSubstring(deep));
+  map.from = 0, map.to = 2;  // values keep their place between given ends
+  CHECK_THAT(map.svg(), ContainsSubstring("fill-opacity=\"0.52\""));
+  CHECK_THAT(map.svg(), ContainsSubstring(">200%<"));
+  map.rows = {{3, 3}};
+  map.from = map.to = NAN;
+  CHECK(markup::problems(map.svg()).empty());
+  map.rows = {{NAN}};
+  CHECK(map.svg().empty());
+  map.rows = {};
+  CHECK(map.svg().empty());
+  map.rows.assign(100, std::vector<double>(100, 1.0));
+  CHECK(map.svg().empty());
+}
+
+TEST_CASE("heads of several layers are maps and curves over depth; those of one layer are not") {
+  RunResult run = sample_run();
+  run.cases.resize(1);
+  run.claims.clear();
+  CaseResult& c = run.cases[0];
+  c.spec.problem.heads = 2;
+  c.analyses = {{"entropy", {}, {{"head_mean_normalised", {0.1, 0.2, 0.3, 0.5, 0.8, NAN}}}, {}},
+                {"attention_distance",
+                 {},
+                 {{"head_mean_distance", {1, 2, 3, 4, 5, 6}},
+                  {"mass_by_octave", {0.5, 0.5}},
+                  {"octave_map", {1, 0, 0.5, 0.5, 0, 1, 0, 1, 0.25, 0.75, 0.75, 0.25}}},
+                 {}},
+                {"sinks",
+                 {},
+                 {{"head_sinks", {1, 0, 0, 0, 0, 0}},
+                  {"key_score", std::vector<double>(8, 0.1)},
+                  {"sink_map", {0.9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}}},
+                 {}}};
+  const std::string page = find_format("html").write(run);
+  const auto problems = markup::problems(page);
+  INFO((problems.empty() ? "" : problems.front()));
+  CHECK(problems.empty());
+  for (const char* text :
+       {"Entropy by depth", "layer 1: 0.4 [0.3, 0.5]", "layer 2: 0.8 [0.8, 0.8]", "Distance by depth",
+        "Entropy of heads, hilo", "Distance of attention by layer, hilo", "layer 0, 1 to 2 tokens: 25%",
+        "layer 2, below 1 tokens: 50%", "Sinks, hilo",
+        "layer.head 0.0, keys, by the first of their range 0: 0.9",
+        "layer.head 2.1, keys, by the first of their range 4: 0"})
+    CHECK_THAT(page, ContainsSubstring(text));
+  CHECK(page.find("Entropy by head") == std::string::npos);
+
+  c.spec.problem.heads = 6;
+  const std::string one = find_format("html").write(run);
+  CHECK(one.find("Entropy by depth") == std::string::npos);
+  CHECK(one.find("Entropy of heads") == std::string::npos);
+  CHECK_THAT(one, ContainsSubstring("Entropy by head"));
+  CHECK_THAT(one, ContainsSubstring("Sinks, hilo"));
+
+  // Series that do not fit each other, as a damaged file may hold, draw nothing.
+  c.analyses[1].series["octave_map"] = {1, 2, 3};
+  c.analyses[2].series["sink_map"] = {1, 2, 3, 4};
+  c.spec.problem.heads = 2;
+  const std::string damaged = find_format("html").write(run);
+  CHECK(markup::problems(damaged).empty());
+  CHECK(damaged.find("Distance of attention by layer") == std::string::npos);
+  CHECK(damaged.find("Sinks, hilo") == std::string::npos);
+
+  c.status = CaseStatus::unverified;
+  c.time.reset(), c.verification.reset();
+  CHECK_THAT(find_format("html").write(run), ContainsSubstring("analysed only"));
+}
+
 TEST_CASE("the exponent of a power law is found with Student's interval") {
   const auto exact = fit_power({1, 2, 4, 8}, {3, 12, 48, 192});
   REQUIRE(exact);
