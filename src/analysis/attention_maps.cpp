@@ -205,6 +205,7 @@ std::optional<PairSet> AttentionMaps::pairs() const {
   PairSet set;
   set.batch = batch_;
   set.heads = layers() * heads_;
+  set.layers = layers();
   set.queries = n_;
   set.tokens = m_;
   set.same_for_all_batches = batch_ == 1;

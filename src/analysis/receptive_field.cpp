@@ -1,7 +1,7 @@
-// How far information travels through stacked layers of one method.
+// How far information travels through stacked layers, of one method or of different ones.
 //
-// Layers are boolean relations between tokens: R_1 = A (heads united), R_d = A o R_{d-1}. Three ways, chosen
-// by size:
+// Layers are boolean relations between tokens: R_1 = A_1 (heads united), R_d = A_d o R_{d-1}; equal layers
+// have the same A. Three ways, chosen by size:
 //   all queries, exact    bit matrices over tokens, up to `max_exact` tokens
 //   all queries, blocks   the same over blocks of tokens: a block reaches another when any of its tokens
 //   does, so reach is
@@ -19,6 +19,7 @@
 #include "analysis/analysis.hpp"
 #include "analysis/bits.hpp"
 #include "inputs/inputs.hpp"
+#include "methods/transformer.hpp"
 
 namespace attnbench {
 
@@ -201,24 +202,41 @@ bool unite(uint64_t* into, const uint64_t* from, int64_t columns) {
   return all == ~uint64_t{0};
 }
 
-/// All queries over blocks of `size` tokens (1: exact).
-std::vector<Level> by_matrices(Context& ctx, const PairSet& pairs, const Geometry& geometry, int64_t batch,
-                               int64_t size, int64_t depth, bool residual) {
-  const int64_t sources = (pairs.queries + size - 1) / size, nodes = (pairs.tokens + size - 1) / size;
-  BitMatrix layer(sources, nodes);
+/// Layers from the input up; deeper stacks repeat them in turn.
+using Stack = std::vector<PairSet>;
+const PairSet& layer_at(const Stack& stack, int64_t d) {
+  return stack[static_cast<size_t>(d - 1) % stack.size()];
+}
+
+/// One layer's relation between blocks of `size` tokens.
+void relate(const PairSet& pairs, int64_t batch, int64_t size, bool residual, BitMatrix& layer) {
   Intervals row;
   for (int64_t h = 0; h < pairs.heads; ++h)
     for (int64_t i = 0; i < pairs.queries; ++i) {
       pairs.row(batch, h, i, row);
       for (const Interval& v : row) layer.set_range(i / size, v.begin / size, (v.end - 1) / size + 1);
     }
+  const int64_t sources = (pairs.queries + size - 1) / size;
   if (residual)
     for (int64_t i = 0; i < sources; ++i) layer.set_range(i, i, i + 1);
+}
+
+/// All queries over blocks of `size` tokens (1: exact).
+std::vector<Level> by_matrices(Context& ctx, const Stack& stack, const Geometry& geometry, int64_t batch,
+                               int64_t size, int64_t depth, bool residual) {
+  const PairSet& pairs = stack.front();
+  const int64_t sources = (pairs.queries + size - 1) / size, nodes = (pairs.tokens + size - 1) / size;
+  BitMatrix layer(sources, nodes);
+  relate(pairs, batch, size, residual, layer);
 
   std::vector<Level> levels;
   BitMatrix reached = layer, next(sources, nodes);
   for (int64_t d = 1; d <= depth; ++d) {
     if (d > 1) {
+      if (stack.size() > 1) {  // made anew, so that a deep stack takes no more memory
+        layer = BitMatrix(sources, nodes);
+        relate(layer_at(stack, d), batch, size, residual, layer);
+      }
 #pragma omp parallel for schedule(dynamic, 16) num_threads(ctx.threads())
       for (int64_t i = 0; i < sources; ++i) {
         uint64_t* into = next.row(i);
@@ -228,7 +246,7 @@ std::vector<Level> by_matrices(Context& ctx, const PairSet& pairs, const Geometr
              j = BitMatrix::first(neighbours, j + 1, nodes))
           if (unite(into, reached.row(j), nodes)) break;
       }
-      if (next == reached) {  // nothing moves any more
+      if (stack.size() == 1 && next == reached) {  // nothing moves any more
         levels.resize(static_cast<size_t>(depth), levels.back());
         break;
       }
@@ -251,11 +269,11 @@ std::vector<Level> by_matrices(Context& ctx, const PairSet& pairs, const Geometr
 /// Rows of all heads united, kept while they are few.
 class Links {
  public:
-  Links(const PairSet& pairs, int64_t batch) : pairs_(pairs), batch_(batch) {
+  Links(const PairSet& pairs, int64_t batch, size_t most) : pairs_(pairs), batch_(batch) {
     begins_.push_back(0);
     for (int64_t i = 0; i < pairs.queries; ++i) {
       read(i);
-      if (kept_.size() + row_.size() > kMostLinks) {
+      if (kept_.size() + row_.size() > most) {
         kept_ = {}, begins_ = {};
         return;
       }
@@ -335,10 +353,41 @@ class Spread {
   std::vector<int64_t> free_;
 };
 
-/// Exact reach of single queries.
+/// Exact reach of single queries through different layers: from the top one down, for each depth anew.
+std::vector<Level> by_sources_of_stack(const Stack& stack, const Geometry& geometry, int64_t batch,
+                                       const std::vector<int64_t>& sources, int64_t depth, bool residual) {
+  std::vector<std::unique_ptr<Links>> links;
+  for (const PairSet& pairs : stack)
+    links.push_back(std::make_unique<Links>(pairs, batch, kMostLinks / stack.size()));
+  const PairSet& pairs = stack.front();
+  Spread spread(pairs.tokens);
+  std::vector<Level> levels(static_cast<size_t>(depth));
+  std::vector<int64_t> from, added;
+  for (const int64_t source : sources)
+    for (int64_t d = 1; d <= depth; ++d) {
+      from.assign(1, source);
+      for (int64_t k = d; k >= 1; --k) {
+        Links& layer = *links[static_cast<size_t>(k - 1) % links.size()];
+        spread.clear();
+        added.clear();
+        for (const int64_t i : from) {
+          if (residual) spread.add({i, i + 1}, added);
+          layer.for_each(i, [&](const Interval& v) { spread.add(v, added); });
+        }
+        std::swap(from, added);
+      }
+      const Reach r = geometry.of_tokens(spread.bits(), source);
+      Level& level = levels[static_cast<size_t>(d - 1)];
+      level.add(r, pairs.tokens, 1);
+      if (source == pairs.queries - 1) level.last_tokens = r.tokens;
+    }
+  return levels;
+}
+
+/// Exact reach of single queries through equal layers.
 std::vector<Level> by_sources(const PairSet& pairs, const Geometry& geometry, int64_t batch,
                               const std::vector<int64_t>& sources, int64_t depth, bool residual) {
-  Links links(pairs, batch);
+  Links links(pairs, batch, kMostLinks);
   Spread spread(pairs.tokens);
   std::vector<Level> levels(static_cast<size_t>(depth));
   std::vector<int64_t> from, added;
@@ -386,14 +435,16 @@ class ReceptiveField final : public Analysis {
       i.id = "receptive_field";
       i.title = "Receptive field of stacked layers";
       i.summary =
-          "Which share of the tokens an output token depends on after d equal layers, how far the farthest "
-          "of "
-          "them is, and at which depth every token depends on every other (on every earlier one when "
-          "causal).";
+          "Which share of the tokens an output token depends on after d layers, how far the farthest of them "
+          "is, and at which depth every token depends on every other (on every earlier one when causal). "
+          "Layers are equal, or differ: by the list `layers`, or those of the host model and of attention "
+          "maps.";
       i.formula =
-          "S_1(i) = union over heads of the tokens that output token i depends on\n"
-          "S_d(i) = union over j in S_1(i) of S_{d-1}(j)      i itself is in S_1(i) with a residual "
-          "connection\n"
+          "A_d(i) = union over heads of the tokens that output token i of layer d depends on; with a "
+          "residual "
+          "connection i itself too\n"
+          "S_1 = A_1;  S_d(i) = union over j in A_d(i) of S_{d-1}(j)      layer 1 is the first, at the "
+          "input\n"
           "fraction_d = mean over i of |S_d(i)| / N;  distance_d = max over i and j in S_d(i) of |i - j|\n"
           "covered_d = greatest L such that every i reaches every token up to L before it (and, when not "
           "causal, after it) that exists;  last_tokens_d = |S_d(N - 1)|";
@@ -414,8 +465,19 @@ class ReceptiveField final : public Analysis {
       residual.type = ParamSpec::Type::boolean;
       residual.default_value = true;
       residual.meaning = "layers have a residual connection: a token always depends on itself";
+      ParamSpec depth =
+          integer("depth", 4, 1, 1024,
+                  "layers; null: as many as differ, else 4; more than those repeat them in turn");
+      depth.default_value = Value();
+      depth.nullable = true;
+      ParamSpec layers = spec::list("layers", Value(Value::List{}),
+                                    "methods of the layers from the first on, with their parameters: "
+                                    "[\"sliding_window window=64\", dense]; `self`: the case's own; empty: "
+                                    "all layers are the case's");
+      layers.of_texts = true;
       i.params = {
-          integer("depth", 4, 1, 1024, "layers"),
+          depth,
+          layers,
           integer("max_exact", 4096, 1, kMostNodes,
                   "nodes of the relation: above this many tokens, blocks of tokens take their place"),
           integer("block_size", 0, 0, 1e9,
@@ -432,24 +494,28 @@ class ReceptiveField final : public Analysis {
 
   AnalysisResult compute(Context& ctx, Instance& instance, const Problem& problem,
                          const Params& params) const override {
-    const std::optional<PairSet> found = instance.pairs();
-    if (!found) throw Unsupported("receptive_field: the method has no pairs of tokens");
-    const PairSet& pairs = *found;
-    if (pairs.queries < 1 || pairs.tokens < 1) throw Unsupported("receptive_field: there are no tokens");
     AnalysisResult r;
     r.analysis = info().id;
+    std::vector<std::unique_ptr<Instance>> made;  // what the pairs of `layers` read from
+    const Stack stack = stack_of(ctx, instance, problem, params.value("layers").as_list(), made, r);
+    const PairSet& pairs = stack.front();
+    if (pairs.queries < 1 || pairs.tokens < 1) throw Unsupported("receptive_field: there are no tokens");
 
     const int64_t batch = params.integer("batch");
     if (batch >= pairs.batch)
       throw UsageError(
           fmt::format("receptive_field.batch: {} is beyond the {} of the problem", batch, pairs.batch));
-    if (!pairs.same_for_all_batches)
+    if (std::any_of(stack.begin(), stack.end(), [](const PairSet& l) { return !l.same_for_all_batches; }))
       r.notes["batch"] =
           fmt::format("of batch element {}; patterns differ between the {}", batch, pairs.batch);
 
     // Layers stack only where the output tokens are the input tokens of the next layer.
     const bool stacks = pairs.queries == pairs.tokens;
-    const int64_t depth = stacks ? params.integer("depth") : 1;
+    const int64_t layers = static_cast<int64_t>(stack.size());
+    const int64_t depth = !stacks                    ? 1
+                          : !params.is_null("depth") ? params.integer("depth")
+                          : layers > 1               ? layers
+                                                     : 4;
     const bool residual = stacks && params.boolean("residual");
     if (!stacks)
       r.notes["depth"] =
@@ -457,13 +523,15 @@ class ReceptiveField final : public Analysis {
 
     const bool causal = problem.causal && stacks;
     const Geometry geometry(pairs, causal);
+    if (layers > 1) r.scalars["layers"] = static_cast<double>(layers);
     const int64_t queries = params.integer("queries");
     int64_t size = 1;
     std::vector<Level> levels;
     if (queries > 0) {
       const std::vector<int64_t> sources =
           sample(pairs.queries, queries, static_cast<uint64_t>(params.integer("seed")));
-      levels = by_sources(pairs, geometry, batch, sources, depth, residual);
+      levels = layers > 1 ? by_sources_of_stack(stack, geometry, batch, sources, depth, residual)
+                          : by_sources(pairs, geometry, batch, sources, depth, residual);
       r.scalars["sampled_queries"] = static_cast<double>(sources.size());
       r.notes["method"] = fmt::format("exact, of {} of {} queries", sources.size(), pairs.queries);
     } else {
@@ -474,7 +542,7 @@ class ReceptiveField final : public Analysis {
       if ((longest + size - 1) / size > kMostNodes)
         throw UsageError(fmt::format("receptive_field.block_size: {} makes more than {} blocks of {} tokens",
                                      size, kMostNodes, longest));
-      levels = by_matrices(ctx, pairs, geometry, batch, size, depth, residual);
+      levels = by_matrices(ctx, stack, geometry, batch, size, depth, residual);
       r.notes["method"] =
           size == 1 ? "exact, all queries"
                     : fmt::format(
@@ -489,6 +557,81 @@ class ReceptiveField final : public Analysis {
   }
 
  private:
+  /// The layers: those of the list, those of an instance that is a stack itself, else the instance alone.
+  static Stack stack_of(Context& ctx, Instance& instance, const Problem& problem, const Value::List& list,
+                        std::vector<std::unique_ptr<Instance>>& made, AnalysisResult& r) {
+    const auto own = [&instance]() {
+      const std::optional<PairSet> found = instance.pairs();
+      if (!found) throw Unsupported("receptive_field: the method has no pairs of tokens");
+      return *found;
+    };
+    if (list.empty()) {
+      PairSet all = own();
+      if (all.layers < 2 || all.heads % all.layers != 0) return {all};
+      Stack stack;
+      const int64_t heads = all.heads / all.layers;
+      for (int64_t l = 0; l < all.layers; ++l) {
+        PairSet one = all;
+        one.heads = heads;
+        one.layers = 1;
+        one.row = [row = all.row, first = l * heads](int64_t b, int64_t h, int64_t i, Intervals& out) {
+          row(b, first + h, i, out);
+        };
+        stack.push_back(std::move(one));
+      }
+      r.notes["layers"] = fmt::format("{} of the case's own", all.layers);
+      return stack;
+    }
+    Stack stack;
+    std::map<std::string, PairSet> known;  // layers that are written alike are one
+    for (size_t l = 0; l < list.size(); ++l) {
+      const std::string& text = list[l].as_string();
+      const std::string where = fmt::format("receptive_field.layers[{}]: ", l);
+      auto at = known.find(text);
+      if (at == known.end()) {
+        try {
+          at = known.emplace(text, text == "self" ? own() : pairs_of(ctx, problem, text, made)).first;
+        } catch (const Unsupported& e) {
+          throw Unsupported(where + e.what());
+        } catch (const UsageError& e) {
+          throw UsageError(where + e.what());
+        }
+      }
+      const PairSet& one = at->second;
+      if (one.layers > 1) throw Unsupported(where + "'" + text + "' is a stack of layers itself");
+      if (one.queries != one.tokens)
+        throw Unsupported(
+            fmt::format("{}{} queries of {} tokens do not stack", where, one.queries, one.tokens));
+      if (!stack.empty() && one.tokens != stack.front().tokens)
+        throw Unsupported(fmt::format("{}'{}' has {} tokens, the first layer {}", where, text, one.tokens,
+                                      stack.front().tokens));
+      if (!stack.empty()) stack.front().batch = std::min(stack.front().batch, one.batch);
+      stack.push_back(one);
+      r.notes["layers"] += fmt::format("{}{} {}", l ? "; " : "", l + 1, text);
+    }
+    // Distances are measured on the grid that any of them knows.
+    for (const PairSet& one : stack)
+      if (stack.front().grid.empty()) stack.front().grid = one.grid;
+    return stack;
+  }
+
+  /// The pairs of another method on the case's problem, with seeded inputs and weights of its own.
+  static PairSet pairs_of(Context& ctx, const Problem& problem, const std::string& text,
+                          std::vector<std::unique_ptr<Instance>>& made) {
+    const std::vector<LayerAttention> one = parse_layer_attention(text);
+    if (one.size() != 1) throw UsageError("one method is wanted, not '" + text + "'");
+    const Method& method = find_method(one[0].method);
+    const Params params = resolve_params(one[0].method, method.info().params, one[0].params, problem);
+    made.push_back(method.make(ctx, problem, params));
+    fill_instance(ctx, *made.back(), problem);
+    made.back()->prepare(ctx);
+    made.back()->run(ctx);
+    ctx.backend().synchronize();
+    const std::optional<PairSet> found = made.back()->pairs();
+    if (!found) throw Unsupported("'" + one[0].method + "' has no pairs of tokens");
+    return *found;
+  }
+
   static void report(const std::vector<Level>& levels, const Geometry& geometry, bool causal, bool residual,
                      AnalysisResult& r) {
     const auto put = [&r](const std::string& key, double v) {

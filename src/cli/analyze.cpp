@@ -358,6 +358,8 @@ const bool registered = register_command(
                "  attnbench analyze sliding_window --analysis receptive_field --problem length=4096 -p "
                "window=128\n"
                "  attnbench analyze hilo --json\n"
+               "  attnbench analyze sliding_window -a receptive_field --analysis-param "
+               "'receptive_field.layers=[self, dense]'\n"
                "  attnbench analyze --maps vit.safetensors -a entropy,attention_distance --problem "
                "grid=[14,14]\n"
                "  attnbench analyze --maps vit.safetensors -o heads.html -o heads.csv");

@@ -178,11 +178,13 @@ class HostInstance final : public Instance {
     PairSet all;
     all.batch = batch_;
     all.heads = config_.layers * config_.heads;
+    all.layers = config_.layers;
     all.queries = all.tokens = n_;
     if (attention_.empty()) {
       ElementRule rule;
       rule.causal = config_.causal;
       PairSet one = rule_pairs(rule, batch_, all.heads, n_, n_);
+      one.layers = config_.layers;
       return one;
     }
     if (decode_ > 0) return std::nullopt;  // each row is its own call

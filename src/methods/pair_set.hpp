@@ -16,6 +16,9 @@ using Intervals = std::vector<Interval>;
 
 struct PairSet {
   int64_t batch = 1, heads = 1;
+  /// Heads are those of so many layers of a stack, layer by layer: head l heads / layers + h is head h of
+  /// layer l.
+  int64_t layers = 1;
   int64_t queries = 0;  ///< output tokens
   int64_t tokens = 0;   ///< input tokens
   bool same_for_all_batches = true;

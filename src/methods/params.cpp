@@ -111,6 +111,10 @@ std::string check(const ParamSpec& s, Value& v) {
         return "a list" + words + " is wanted, not " + v.str();
       }
       for (const Value& e : v.as_list()) {
+        if (s.of_texts) {
+          if (!e.is_string()) return "a list of texts is wanted, not " + v.str();
+          continue;
+        }
         if (s.flags) {
           if (!e.is_bool()) return "a list of true and false is wanted, not " + v.str();
           continue;

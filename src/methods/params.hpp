@@ -23,6 +23,7 @@ struct ParamSpec {
   bool flags = false;                ///< for list: elements are true and false, not numbers
   bool nested = false;    ///< for list: elements may be lists of numbers themselves ("[[12, 3], [13, 4]]")
   bool of_words = false;  ///< for list: elements are words of `choices`, each at most once
+  bool of_texts = false;  ///< for list: elements are texts
   bool nullable = false;  ///< null is a value ("qk_scale: null")
   /// The problem extent this parameter repeats ("channels", "heads", "grid[0]", "size[1]", "grid[1:]"
   /// (product of the axes from 1 on), "head_dim", "causal", …). Left out, it takes the problem's value;

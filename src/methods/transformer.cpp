@@ -379,7 +379,19 @@ Value value_of(const std::string& word) {
   if (const auto r = std::from_chars(begin, end, i); r.ec == std::errc() && r.ptr == end) return i;
   double x = 0;
   if (const auto r = std::from_chars(begin, end, x); r.ec == std::errc() && r.ptr == end) return x;
-  return word;
+  if (word.size() < 2 || word.front() != '[' || word.back() != ']') return word;
+  Value::List list;  // "[7,7]", "[[12,3],[13,4]]"
+  size_t first = 1;
+  for (size_t at = 1, depth = 0; at < word.size(); ++at) {
+    if (word[at] == '[') ++depth;
+    if ((word[at] == ',' && depth == 0) || at + 1 == word.size()) {
+      if (at > first) list.push_back(value_of(word.substr(first, at - first)));
+      first = at + 1;
+    } else if (word[at] == ']' && depth) {
+      --depth;
+    }
+  }
+  return list;
 }
 
 }  // namespace

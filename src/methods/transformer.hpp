@@ -90,8 +90,8 @@ struct LayerAttention {
   std::string method;
   std::map<std::string, Value> params;
 };
-/// "sliding_window window=64 sinks=4; dense" -> one entry for each part between semicolons. Throws
-/// UsageError.
+/// "sliding_window window=64 sinks=4; dense" -> one entry for each part between semicolons; lists without
+/// spaces, "window_size=[7,7]". Throws UsageError.
 std::vector<LayerAttention> parse_layer_attention(const std::string& text);
 
 class Transformer {

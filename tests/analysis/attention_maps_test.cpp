@@ -236,6 +236,25 @@ TEST_CASE("attention_maps: keys above a threshold are what patterns consist of")
   CHECK(analyse("receptive_field", high, high.shape()).scalars.at("fraction_mean") == 0.25);
 }
 
+TEST_CASE("attention_maps: the receptive field goes through the layers one after the other") {
+  Folder folder;
+  const std::string path = folder.file("a.safetensors");
+  // Layer 0 looks one token back, layer 1 three.
+  Tensor t = host().allocate(DType::f32, {2, 1, 2, 9, 9});
+  std::fill_n(t.data<float>(), t.numel(), 0.0f);
+  for (int64_t l = 0; l < 2; ++l)
+    for (int64_t h = 0; h < 2; ++h)
+      for (int64_t i = 0; i < 9; ++i)
+        t.data<float>()[((l * 2 + h) * 9 + i) * 9 + std::max<int64_t>(0, i - (l == 0 ? 1 : 3))] = 1;
+  write_safetensors(path, {{"m", t}});
+  AttentionMaps a(path, {});
+  const AnalysisResult r = analyse("receptive_field", a, a.shape(), {{"residual", false}});
+  CHECK(r.scalars.at("layers") == 2);
+  CHECK(r.series.at("max_distance") == std::vector<double>{1, 4});
+  // With residual connections: the token, those 1, 3 and 4 before it.
+  CHECK(analyse("receptive_field", a, a.shape()).series.at("last_tokens") == std::vector<double>{2, 4});
+}
+
 TEST_CASE("attention_maps: every analysis of a dense method's rows gives the same from the file") {
   Folder folder;
   const std::string path = folder.file("dense.safetensors");

@@ -2,8 +2,10 @@
 #include <chrono>
 #include <cmath>
 #include <random>
+#include <set>
 
 #include "analysis/bits.hpp"
+#include "inputs/inputs.hpp"
 #include "tests/analysis/fakes.hpp"
 #include "tests/catch.hpp"
 
@@ -35,19 +37,23 @@ PairSet neighbourhood(int64_t height, int64_t width, int64_t side) {
 using Relation = std::vector<std::vector<bool>>;
 
 /// The oracle: S_d by the definition, token by token.
+/// `pairs` with several layers: layer d is that of its heads, in turn.
 std::vector<Relation> plain_reach(const PairSet& pairs, int64_t depth, bool residual) {
   const auto n = static_cast<size_t>(pairs.tokens);
-  Relation a(n, std::vector<bool>(n, false));
+  const int64_t each = pairs.heads / pairs.layers;
+  std::vector<Relation> layers(static_cast<size_t>(pairs.layers), Relation(n, std::vector<bool>(n, false)));
   Intervals row;
   for (int64_t h = 0; h < pairs.heads; ++h)
     for (size_t i = 0; i < n; ++i) {
+      Relation& a = layers[static_cast<size_t>(h / each)];
       pairs.row(0, h, static_cast<int64_t>(i), row);
       for (const Interval& v : row)
         for (int64_t j = v.begin; j < v.end; ++j) a[i][static_cast<size_t>(j)] = true;
       if (residual) a[i][i] = true;
     }
-  std::vector<Relation> all{a};
+  std::vector<Relation> all{layers[0]};
   for (int64_t d = 2; d <= depth; ++d) {
+    const Relation& a = layers[static_cast<size_t>((d - 1) % pairs.layers)];
     Relation next(n, std::vector<bool>(n, false));
     for (size_t i = 0; i < n; ++i)
       for (size_t j = 0; j < n; ++j)
@@ -371,4 +377,127 @@ TEST_CASE("bit ranges, counts and searches at word borders") {
         REQUIRE(BitMatrix::first(m.row(0), end, n) == n);
         REQUIRE(BitMatrix::last(m.row(0), 0, begin) == -1);
       }
+}
+
+TEST_CASE("layers that differ: every way agrees with the product of their relations") {
+  std::mt19937 random(11);
+  for (int trial = 0; trial < 6; ++trial) {
+    const int64_t n = 30 + trial, layers = 2 + trial % 3, heads = 2 * layers;
+    // Sparse enough that layers matter: one to three keys a row.
+    std::vector<std::vector<Intervals>> rows(static_cast<size_t>(heads),
+                                             std::vector<Intervals>(static_cast<size_t>(n)));
+    for (auto& head : rows)
+      for (Intervals& row : head) {
+        std::set<int64_t> keys;
+        for (unsigned k = 0; k < 1 + random() % 3; ++k)
+          keys.insert(static_cast<int64_t>(random() % static_cast<unsigned>(n)));
+        for (const int64_t j : keys) row.push_back({j, j + 1});
+      }
+    PairSet pairs = square(n, heads, [rows](int64_t, int64_t h, int64_t i, Intervals& out) {
+      out = rows[static_cast<size_t>(h)][static_cast<size_t>(i)];
+    });
+    pairs.layers = layers;
+    for (const bool residual : {true, false}) {
+      const int64_t depth = layers + 2;
+      const std::vector<Relation> want = plain_reach(pairs, depth, residual);
+      const AnalysisResult all = reach(pairs, {{"depth", depth}, {"residual", residual}});
+      const AnalysisResult some = reach(pairs, {{"depth", depth}, {"residual", residual}, {"queries", n}});
+      CHECK(all.scalars.at("layers") == static_cast<double>(layers));
+      for (int64_t d = 1; d <= depth; ++d) {
+        const auto k = static_cast<size_t>(d - 1);
+        double sum = 0, least = 1;
+        for (const auto& row : want[k]) {
+          const double f =
+              static_cast<double>(std::count(row.begin(), row.end(), true)) / static_cast<double>(n);
+          sum += f / static_cast<double>(n);
+          least = std::min(least, f);
+        }
+        INFO("trial " << trial << ", residual " << residual << ", depth " << d);
+        CHECK(all.series.at("fraction_mean")[k] == Approx(sum).epsilon(1e-12));
+        CHECK(some.series.at("fraction_mean")[k] == Approx(sum).epsilon(1e-12));
+        CHECK(all.series.at("fraction_min")[k] == Approx(least).epsilon(1e-12));
+        CHECK(some.series.at("fraction_min")[k] == Approx(least).epsilon(1e-12));
+        CHECK(all.series.at("last_tokens")[k] == some.series.at("last_tokens")[k]);
+        CHECK(all.series.at("max_distance")[k] == some.series.at("max_distance")[k]);
+      }
+      // As deep as there are layers, when no depth is given.
+      CHECK(reach(pairs, {{"residual", residual}}).series.at("fraction_mean").size() ==
+            static_cast<size_t>(layers));
+    }
+  }
+}
+
+TEST_CASE("a list of layers: each its own method on the problem of the case") {
+  Problem p;
+  p.heads = 2, p.head_dim = 8, p.length = 64, p.causal = true;
+  const auto run = [&](Value::List layers, std::map<std::string, Value> given = {}) {
+    FakeInstance self;
+    self.pair_set = band(64, 1, 0);
+    given["layers"] = std::move(layers);
+    return analyse("receptive_field", self, p, given);
+  };
+  // Windows add up, whatever their order; a dense layer completes.
+  const AnalysisResult r = run({"sliding_window window=3", "sliding_window window=7", "self", "dense"});
+  CHECK(r.series.at("covered_distance") == std::vector<double>{3, 10, 11, 63});
+  CHECK(r.series.at("last_tokens") == std::vector<double>{4, 11, 12, 64});
+  CHECK(r.scalars.at("complete_at_depth") == 4);
+  CHECK(r.scalars.at("layers") == 4);
+  CHECK(r.notes.at("layers") == "1 sliding_window window=3; 2 sliding_window window=7; 3 self; 4 dense");
+  // By sampled queries, deeper than the list.
+  const AnalysisResult deep = run({"sliding_window window=3", "self"}, {{"depth", 5}, {"queries", 64}});
+  CHECK(deep.series.at("covered_distance") == std::vector<double>{3, 4, 7, 8, 11});
+  // One layer is a stack of equal ones.
+  CHECK(run({"sliding_window window=3"}).series.at("covered_distance") == std::vector<double>{3, 6, 9, 12});
+  // Without a residual connection order matters: the last layer looks at what the first one made there.
+  CHECK(run({"dense", "sliding_window window=0"}, {{"residual", false}}).scalars.at("complete_at_depth") ==
+        1);
+
+  const auto refused = [&](Value::List layers, const std::string& message) {
+    try {
+      run(layers);
+      FAIL("nothing was refused");
+    } catch (const Error& e) {
+      CHECK_THAT(e.what(), ContainsSubstring(message));
+    }
+  };
+  refused({"dense", "sliding_windw window=3"}, "receptive_field.layers[1]: ");
+  refused({"dense", "sliding_windw window=3"}, "did you mean 'sliding_window'?");
+  refused({"sliding_window windw=3"}, "did you mean 'window'?");
+  refused({"dense; dense"}, "one method is wanted");
+  refused({"hilo"}, "receptive_field.layers[0]: ");
+  refused({3}, "a list of texts is wanted");
+
+  // Parameters that are lists, on the grid of an image.
+  Problem image;
+  image.kind = ProblemKind::image;
+  image.grid = {8, 8}, image.heads = 2, image.head_dim = 8;
+  FakeInstance self;
+  self.pair_set = square(64, 1, [](int64_t, int64_t, int64_t i, Intervals& out) { out = {{i, i + 1}}; });
+  const AnalysisResult g = analyse("receptive_field", self, image,
+                                   {{"layers", Value::List{"neighborhood_attention window_size=[3,3]", "self",
+                                                           "neighborhood_attention window_size=[5,5]"}}});
+  CHECK(g.series.at("max_distance_chebyshev")[0] == g.series.at("max_distance_chebyshev")[1]);
+  CHECK(g.series.at("max_distance_chebyshev")[2] > g.series.at("max_distance_chebyshev")[1]);
+}
+
+TEST_CASE("layers of a host model are composed, not united") {
+  Context ctx(cpu_backend(), 1);
+  const Method& m = find_method("transformer");
+  Problem p = m.info().example;
+  p.length = 64, p.causal = true;
+  const Params params =
+      resolve_params("transformer", m.info().params,
+                     {{"num_layers", 3},
+                      {"vocab_size", 64},
+                      {"attention", "sliding_window window=3; sliding_window window=7; dense"}},
+                     p);
+  const auto instance = m.make(ctx, p, params);
+  fill_instance(ctx, *instance, p);
+  instance->prepare(ctx);
+  instance->run(ctx);
+  const Analysis& a = find_analysis("receptive_field");
+  const AnalysisResult r =
+      a.compute(ctx, *instance, p, resolve_params("receptive_field", a.info().params, {}, p));
+  CHECK(r.series.at("covered_distance") == std::vector<double>{3, 10, 63});
+  CHECK(r.scalars.at("complete_at_depth") == 3);
 }
