@@ -454,6 +454,8 @@ void check_and_charge(Context& ctx, const AttentionArgs& args) {
 }  // namespace
 
 void attention(Context& ctx, const AttentionArgs& args) {
+  if (args.kernel == AttentionKernel::mma_sync && ctx.device() != DeviceKind::cuda)
+    throw Unsupported("the mma.sync attention kernel runs on CUDA devices, and this device is the CPU");
   check_and_charge(ctx, args);
   ctx.backend().attention(ctx, args);
 }

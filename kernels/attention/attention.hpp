@@ -58,6 +58,14 @@ struct PagedCache {
   int64_t page_size = 0;
 };
 
+/// Which of a device's kernels may run a call.
+enum class AttentionKernel : uint8_t {
+  fastest,
+  /// CUDA: the mma.sync kernel of sm_80, also where the card has faster ones. Unsupported for what it does
+  /// not take, and on the CPU.
+  mma_sync
+};
+
 struct AttentionArgs {
   Tensor q, k, v, o;
   float scale = 1.0f;     ///< the caller passes 1/sqrt(D); no default is implied
@@ -79,6 +87,7 @@ struct AttentionArgs {
 
   /// 0: the engine chooses; otherwise the number of parts in which the keys of one row are split (decode).
   int64_t split_keys = 0;
+  AttentionKernel kernel = AttentionKernel::fastest;
 };
 void attention(Context& ctx, const AttentionArgs& args);
 /// The same maths at the same charge by the vendor's library (CUDA: cuDNN's fused attention), the yardstick

@@ -185,17 +185,17 @@ bool asked(const char* kernels) {
 }
 bool choose_hopper(const CudaBackend& backend, const AttentionArgs& a, const Params& p, HopperPlan& plan) {
   const char* why = "";
-  if (!asked("sm90")) return false;
+  if (a.kernel == AttentionKernel::mma_sync || !asked("sm90")) return false;
   if (plan_hopper(backend, a, p, plan, why)) return true;
   if (std::getenv("ATTNBENCH_CUDA_ATTENTION"))
     throw Unsupported(std::string("the sm_90 attention kernels do not take this call: ") + why);
   return false;
 }
 
-Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
+Choice choose_tiles(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
   Choice c;
   TensorPlan& x = c.plan;
-  if (!asked("sm80")) return c.why = "the reference was asked for", c;
+  if (a.kernel == AttentionKernel::fastest && !asked("sm80")) return c.why = "the reference was asked for", c;
 
   if (p.relative_keys || p.relative_values) return c.why = "relative embeddings have no tiles yet", c;
   const DType dtype = a.q.dtype();
@@ -264,6 +264,12 @@ Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const P
   const int64_t section = std::max<int64_t>(1, kSectionBytes / key_bytes) * (x.packed ? 1 : p.group);
   x.section = static_cast<int>(std::min(section, std::max<int64_t>(1, units)));
   c.route = Route::sm80;
+  return c;
+}
+Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
+  const Choice c = choose_tiles(backend, a, p);
+  if (c.route == Route::reference && a.kernel == AttentionKernel::mma_sync)
+    throw Unsupported(std::string("the mma.sync attention kernel does not take this call: ") + c.why);
   return c;
 }
 

@@ -31,11 +31,11 @@ MethodInfo describe() {
   impl.name = "impl";
   impl.type = ParamSpec::Type::choice;
   impl.default_value = "auto";
-  impl.choices = {"auto", "engine", "cudnn"};
+  impl.choices = {"auto", "engine", "cudnn", "fa2"};
   impl.meaning =
-      "engine: this project's kernel; cudnn: NVIDIA's (CUDA devices, bf16 and f16); auto: the faster of the "
-      "two, "
-      "timed while preparing";
+      "engine: this project's fastest kernel; cudnn: NVIDIA's (CUDA devices, bf16 and f16); auto: the faster "
+      "of the two, timed while preparing; fa2: the engine's mma.sync kernel (CUDA devices), FlashAttention-2 "
+      "class, as the baseline older papers compare with";
   m.params = {impl, scale_param()};
   m.kinds = {ProblemKind::sequence, ProblemKind::image, ProblemKind::video};
   m.notes = {"causal with M != N aligns the ends: the last query sees the last key (chosen).",
@@ -48,7 +48,7 @@ MethodInfo describe() {
   return m;
 }
 
-enum class Impl : uint8_t { choose, engine, cudnn };
+enum class Impl : uint8_t { choose, engine, cudnn, fa2 };
 
 class DenseInstance final : public HeadsInstance {
  public:
@@ -58,6 +58,7 @@ class DenseInstance final : public HeadsInstance {
   void prepare(Context& ctx) override {
     // The library makes its plan at the first call; what it refuses is known here, not within a run.
     if (impl_ == Impl::cudnn) library_attention(ctx, call());
+    if (impl_ == Impl::fa2) ctx.backend().attention_plan(engine_call());
     if (impl_ == Impl::choose) choose(ctx);
   }
   std::vector<Decision> decisions() const override {
@@ -69,7 +70,7 @@ class DenseInstance final : public HeadsInstance {
     if (impl_ == Impl::cudnn)
       library_attention(ctx, call());
     else
-      attention(ctx, call());
+      attention(ctx, engine_call());
   }
   ClosedForm cost() const override {
     ClosedForm c;
@@ -79,6 +80,12 @@ class DenseInstance final : public HeadsInstance {
   }
 
  private:
+  AttentionArgs engine_call() const {
+    AttentionArgs args = call();
+    if (impl_ == Impl::fa2) args.kernel = AttentionKernel::mma_sync;
+    return args;
+  }
+
   /// The faster one on this device, at this shape. The CPU has the engine alone, and nothing to report.
   void choose(Context& ctx) {
     impl_ = Impl::engine;
@@ -143,6 +150,12 @@ class Dense final : public Method {
         throw Unsupported("dense.impl: cudnn runs on CUDA devices, and this device is the CPU");
       if (problem.dtype == DType::f32)
         throw Unsupported("dense.impl: cudnn attends in bf16 and f16, not in f32");
+    }
+    if (params.choice("impl") == "fa2") {
+      impl = Impl::fa2;
+      if (ctx.device() == DeviceKind::cpu)
+        throw Unsupported(
+            "dense.impl: fa2 is an mma.sync kernel and runs on CUDA devices, and this device is the CPU");
     }
     return std::make_unique<DenseInstance>(ctx, info(), problem, scale_of(params, f.head_dim), impl);
   }

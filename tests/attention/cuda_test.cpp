@@ -282,6 +282,33 @@ TEST_CASE("the fast kernels take what they are meant to take") {
   CHECK(plan({1, 1, 1, 20, 20, 264, 264, DType::bf16}, true, false).find("reference: ") == 0);
 }
 
+TEST_CASE("a call may ask for the mma.sync kernel, also where the card has a faster one") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(31);
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+    Case c;
+    base_case(c, host, r, {1, 4, 2, 300, 300, 128, 128, dtype}, false, false);
+    c.mask.rule.causal = true;
+    c.args.mask = &c.mask;
+    c.args.kernel = AttentionKernel::mma_sync;
+    const Expected expected = reference(c.args);
+    Mirror m(gpu, c.args);
+    CHECK(backend->attention_plan(m.args).find("sm80 ") == 0);
+    attention(gpu, m.args);
+    gpu.backend().synchronize();
+    m.fetch(gpu);
+    CHECK(compare(c.args, expected, product_rounding("sm80", dtype)) == "");
+  }
+  Case wide;
+  base_case(wide, host, r, {1, 1, 1, 20, 20, 264, 264, DType::bf16}, false, false);
+  wide.args.kernel = AttentionKernel::mma_sync;
+  Mirror m(gpu, wide.args);
+  CHECK_THROWS_AS(attention(gpu, m.args), Unsupported);
+  CHECK_THROWS_AS(attention(host, wide.args), Unsupported);
+}
+
 TEST_CASE("a thousand rows: the fast kernels, the device's oracle and the CPU agree") {
   Backend* backend = testing::open_device();
   if (!backend) return;

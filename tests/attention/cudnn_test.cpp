@@ -214,7 +214,7 @@ TEST_CASE("what cuDNN is not used for is refused with the reason") {
   refuses(plain, "aligned ends", [](Trial& t) { t.mask.rule.offset = 2; });
 }
 
-TEST_CASE("dense by cuDNN, by the engine and by whichever is faster is the same attention") {
+TEST_CASE("dense by cuDNN, by the engine's kernels and by whichever is faster is the same attention") {
   Backend* backend = device();
   if (!backend) return;
   Context cpu(cpu_backend(), 1), gpu(*backend);
@@ -223,7 +223,7 @@ TEST_CASE("dense by cuDNN, by the engine and by whichever is faster is the same 
   p.dtype = DType::bf16;
   p.heads = 4, p.kv_heads = 2, p.length = 700, p.head_dim = 128, p.causal = true;
   std::map<std::string, Tensor> found;
-  for (const char* impl : {"cudnn", "engine", "auto"}) {
+  for (const char* impl : {"cudnn", "engine", "auto", "fa2"}) {
     Context own(*backend);
     const auto instance =
         dense.make(own, p, resolve_params("dense", dense.info().params, {{"impl", impl}}, p));
@@ -244,4 +244,5 @@ TEST_CASE("dense by cuDNN, by the engine and by whichever is faster is the same 
   }
   CHECK(relative_l2(found["cudnn"], found["engine"]) <= 2e-2);
   CHECK(relative_l2(found["auto"], found["engine"]) <= 2e-2);
+  CHECK(relative_l2(found["fa2"], found["engine"]) <= 2e-2);
 }

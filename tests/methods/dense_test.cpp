@@ -111,6 +111,8 @@ TEST_CASE("dense and naive say what they cannot do") {
   };
   CHECK_THROWS_AS(make("dense", p, {{"impl", "cudnn"}}), Unsupported);
   CHECK_THROWS_WITH(make("dense", p, {{"impl", "cudnn"}}), ContainsSubstring("CUDA"));
+  CHECK_THROWS_AS(make("dense", p, {{"impl", "fa2"}}), Unsupported);
+  CHECK_THROWS_WITH(make("dense", p, {{"impl", "fa2"}}), ContainsSubstring("mma.sync"));
   CHECK_NOTHROW(make("dense", p, {{"impl", "engine"}}));
   CHECK_THROWS_AS(make("dense", p, {{"impl", "cuddn"}}), UsageError);
   Problem layer = p;

@@ -220,6 +220,7 @@ TEST_CASE("what the papers publish about operation counts follows from the metho
     RunResult run;
     run.suite = load_suite(std::string(ATTNBENCH_SOURCE_DIR "/suites/papers/") + file + ".yaml");
     for (const Case& c : run.suite.cases) {
+      if (c.device == "cuda") continue;  // needs one to be made, and no claim below is about it
       CaseResult r;
       r.spec = c;
       Context ctx(cpu_backend(), 1);
