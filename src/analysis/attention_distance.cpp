@@ -11,6 +11,9 @@ namespace attnbench {
 
 namespace {
 
+/// Weights that a sample of rows looks at, on one core of the host: a second or two.
+constexpr int64_t kWeights = int64_t{1} << 27;
+
 /// Distance between tokens: Euclidean on a grid, |i - j| along a sequence.
 class Distance {
  public:
@@ -76,7 +79,10 @@ class AttentionDistance final : public Analysis {
       queries.type = ParamSpec::Type::integer;
       queries.default_value = 1024;
       queries.min = 0;
-      queries.meaning = "queries a head, in runs of 16 spread evenly; 0: all";
+      queries.meaning =
+          "queries a head, in runs of 16 spread evenly; fewer, but 16, where all heads' rows would hold more "
+          "than "
+          "2^27 weights; 0: all";
       i.params = {queries};
       return i;
     }();
@@ -91,7 +97,11 @@ class AttentionDistance final : public Analysis {
     if (n < 1 || m < 1) throw Unsupported("attention_distance: there are no tokens");
     AnalysisResult r;
     r.analysis = info().id;
-    const RowSample sample{params.integer("queries")};
+    RowSample sample{params.integer("queries")};
+    if (sample.queries > 0) {
+      const int64_t fit = kWeights / (pairs->batch * heads * m) / RowSample::kRun * RowSample::kRun;
+      sample.queries = std::min(sample.queries, std::max(fit, RowSample::kRun));
+    }
     const Distance distance(n == m ? pairs->grid : std::vector<int64_t>{}, m);
     std::vector<double> all, own, away(static_cast<size_t>(m));
     std::vector<std::vector<double>> octaves(static_cast<size_t>(heads));  // summed over rows

@@ -46,6 +46,11 @@ class Density final : public Analysis {
     double total = 0;
     Intervals row;
     for (int64_t h = 0; h < pairs->heads; ++h) {
+      if (h > 0 && pairs->same_for_all_heads) {
+        total += total / static_cast<double>(h);
+        by_head.push_back(by_head.front());
+        continue;
+      }
       double attended = 0;
       for (int64_t b = 0; b < batch; ++b)
         for (int64_t i = 0; i < pairs->queries; ++i) {

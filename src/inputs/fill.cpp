@@ -26,7 +26,14 @@ void store(const std::vector<double>& values, const Tensor& t) {
     for (int64_t i = 0; i < n; ++i)
       t.data<uint8_t>()[i] = static_cast<uint8_t>(values[static_cast<size_t>(i)]);
   } else {
-    convert(values.data(), DType::f64, t.raw(), t.dtype(), n);
+    // In pieces for all threads: beside sixteen of them that draw, one that rounds would take longer than
+    // they.
+    constexpr int64_t kPiece = int64_t{1} << 14;
+    const int64_t pieces = (n + kPiece - 1) / kPiece, size = static_cast<int64_t>(size_of(t.dtype()));
+#pragma omp parallel for schedule(static) if (pieces > 1)
+    for (int64_t i = 0; i < pieces; ++i)
+      convert(values.data() + i * kPiece, DType::f64, static_cast<char*>(t.raw()) + i * kPiece * size,
+              t.dtype(), std::min(kPiece, n - i * kPiece));
   }
 }
 
@@ -120,8 +127,11 @@ Tensor to_device(Context& ctx, const Tensor& host, DType dtype, MemoryClass use,
     return t;
   }
   Context staging(cpu_backend(), ctx.threads());
-  Tensor s = staging.allocate(dtype, host.shape());
-  convert(host.raw(), host.dtype(), s.raw(), dtype, host.numel());
+  Tensor s = host;
+  if (host.dtype() != dtype) {
+    s = staging.allocate(dtype, host.shape());
+    convert(host.raw(), host.dtype(), s.raw(), dtype, host.numel());
+  }
   ctx.backend().copy_bytes(t.raw(), t.device(), s.raw(), DeviceKind::cpu, static_cast<size_t>(s.nbytes()));
   return t;
 }

@@ -297,6 +297,7 @@ PairSet rule_pairs(const ElementRule& rule, int64_t batch, int64_t heads, int64_
   set.same_for_all_batches = (!rule.segment_q || rule.segment_q.dim(0) == 1) &&
                              (!rule.segment_k || rule.segment_k.dim(0) == 1) &&
                              (!rule.bitmap || rule.bitmap.dim(0) == 1);
+  set.same_for_all_heads = !rule.bitmap || rule.bitmap.dim(1) == 1;
   if (rule.rank == 0 && !rule.segment_q && !rule.bitmap) {
     set.row = [rule, queries, keys](int64_t, int64_t, int64_t i, Intervals& out) {
       band_intervals(rule, i, queries, keys, out);
@@ -332,7 +333,7 @@ PairSet attention_pairs(Context& ctx, const AttentionArgs& args) {
   set.queries = args.q.dim(2), set.tokens = keys_of(args);
   const auto mask = std::make_shared<const HostMask>(ctx, args.mask, static_cast<bool>(args.pages.table),
                                                      set.batch, set.heads, set.queries, set.tokens);
-  set.same_for_all_batches = mask->same_for_batches();
+  set.same_for_all_batches = mask->same_for_batches(), set.same_for_all_heads = mask->same_for_heads();
   set.row = [mask](int64_t b, int64_t h, int64_t i, Intervals& out) {
     std::vector<int64_t> keys;
     mask->for_each(b, h, i, [&keys](int64_t j) { keys.push_back(j); });
@@ -434,7 +435,7 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
   return true;
 }
 
-RowStats attention_row_stats(Context& ctx, const AttentionArgs& args) {
+RowStats attention_row_stats(Context& ctx, const AttentionArgs& args, const KeyCount& known) {
   const int64_t batch = args.q.dim(0), heads = args.q.dim(1), n = args.q.dim(2), m = keys_of(args);
   const Shape rows{batch, heads, n};
   AttentionArgs a = args;
@@ -450,15 +451,17 @@ RowStats attention_row_stats(Context& ctx, const AttentionArgs& args) {
 
   const HostMask mask(ctx, args.mask, static_cast<bool>(args.pages.table), batch, heads, n, m);
   const Tensor dense = on_host(ctx, args.bias.dense);
-  const bool each_batch = !mask.same_for_batches() || (dense && dense.dim(0) > 1);
-  const bool each_head = !mask.same_for_heads() || (dense && dense.dim(1) > 1);
+  const bool each_batch = known || !mask.same_for_batches() || (dense && dense.dim(0) > 1);
+  const bool each_head = known || !mask.same_for_heads() || (dense && dense.dim(1) > 1);
   std::vector<float> visible(static_cast<size_t>(rows.numel())), probability(visible.size());
 #pragma omp parallel for collapse(3) schedule(static) num_threads(ctx.threads())
   for (int64_t b = 0; b < (each_batch ? batch : 1); ++b)
     for (int64_t h = 0; h < (each_head ? heads : 1); ++h)
       for (int64_t i = 0; i < n; ++i) {
         int64_t count = 0;
-        if (dense) {
+        if (known) {
+          count = known(b, h, i);
+        } else if (dense) {
           const int64_t at = (dense.dim(0) > 1 ? b * dense.stride(0) : 0) +
                              (dense.dim(1) > 1 ? h * dense.stride(1) : 0) + i * dense.stride(2);
           mask.for_each(b, h, i,

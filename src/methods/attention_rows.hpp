@@ -23,8 +23,11 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
 PairSet attention_pairs(Context& ctx, const AttentionArgs& args);
 
 /// Runs the operator once more into scratch memory with entropy requested; the keys that each row sees are
-/// counted from the mask (and from -inf in a dense bias), a sink logit is not a key.
-RowStats attention_row_stats(Context& ctx, const AttentionArgs& args);
+/// counted from the mask (and from -inf in a dense bias), a sink logit is not a key. Rules of blocks are
+/// counted key by key: a method that knows the number of keys that query i of a head sees gives it as
+/// `count`.
+using KeyCount = std::function<int64_t(int64_t b, int64_t h, int64_t i)>;
+RowStats attention_row_stats(Context& ctx, const AttentionArgs& args, const KeyCount& count = {});
 
 /// The dependencies that a rule describes: dense, causal, band with sinks and neighbourhoods of row-major
 /// tokens in closed form, other rules key by key. `grid` is what distances are measured on; empty: a

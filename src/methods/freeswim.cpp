@@ -205,6 +205,7 @@ class FreeSwimInstance final : public Instance {
     set.heads = s_.heads;
     set.queries = set.tokens = s_.tokens();
     set.grid = {s_.frames, s_.height, s_.width};
+    set.same_for_all_heads = true;
     set.same_for_all_batches = s_.mode == Swim::Mode::window_only || s_.mode == Swim::Mode::full_only;
     set.row = [s = s_, rule = rule_](int64_t b, int64_t, int64_t i, Intervals& out) {
       if (!windowed(s, b)) {
@@ -234,7 +235,13 @@ class FreeSwimInstance final : public Instance {
     const auto whole = [&] { return ctx.allocate(DType::f32, {s_.paths, s_.heads, s_.tokens()}); };
     RowStats all{whole(), whole(), whole()};
     for (int64_t b = 0; b < s_.paths; ++b) {
-      const RowStats one = attention_row_stats(ctx, self_call(0, 0, b, windowed(s_, b)));
+      const bool windows = windowed(s_, b);
+      const RowStats one =
+          attention_row_stats(ctx, self_call(0, 0, b, windows), [&](int64_t, int64_t, int64_t i) {
+            if (!windows) return s_.tokens();
+            const auto x = grid_coordinates(rule_, i);
+            return s_.frames * axis_window(rule_, 1, x[1]).count() * axis_window(rule_, 2, x[2]).count();
+          });
       copy(ctx, one.entropy, all.entropy.slice(0, b, b + 1));
       copy(ctx, one.visible_keys, all.visible_keys.slice(0, b, b + 1));
       copy(ctx, one.row_max_probability, all.row_max_probability.slice(0, b, b + 1));

@@ -22,6 +22,7 @@ struct PairSet {
   int64_t queries = 0;  ///< output tokens
   int64_t tokens = 0;   ///< input tokens
   bool same_for_all_batches = true;
+  bool same_for_all_heads = false;
   /// Grid of the tokens (image, video) for distances; empty: a sequence.
   std::vector<int64_t> grid;
   /// Fills `out` with the input tokens that output token i of head h depends on: sorted, disjoint, non-empty

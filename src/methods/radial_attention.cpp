@@ -301,6 +301,7 @@ class RadialInstance final : public HeadsInstance {
     PairSet set;
     set.batch = form_.batch;
     set.heads = form_.heads;
+    set.same_for_all_heads = true;
     set.queries = set.tokens = form_.queries;
     set.grid = grid_;
     if (by_token_)

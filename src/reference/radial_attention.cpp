@@ -13,16 +13,17 @@ int64_t bit_length(int64_t x) {
   return n;
 }
 
-/// Whether the token mask of repo_block keeps positions kq of frame i and kk of frame j.
-bool repo_token(const Params& p, int64_t s, int64_t i, int64_t j, int64_t kq, int64_t kk) {
-  if (p.integer("sink_frames") == 1 && j == 0) return true;
+/// Distance of positions up to which the token mask of repo_block keeps pairs of frames i and j; below 0:
+/// none.
+double repo_reach(const Params& p, int64_t s, int64_t i, int64_t j) {
+  if (p.integer("sink_frames") == 1 && j == 0) return static_cast<double>(s);
   const int64_t d = std::abs(i - j);
   const double e = std::pow(2.0, static_cast<double>(bit_length(s) - bit_length(d)));
   const auto split = static_cast<double>(p.integer("split_threshold"));
-  if (e < split && std::fmod(static_cast<double>(d), std::floor(split / e)) != 0) return false;
+  if (e < split && std::fmod(static_cast<double>(d), std::floor(split / e)) != 0) return -1;
   double w = static_cast<double>(s);
   if (d > 1) w = std::max(e * p.number("decay_factor"), static_cast<double>(p.integer("block_size")));
-  return static_cast<double>(std::abs(kq - kk)) <= w;
+  return w;
 }
 
 bool paper_token(const Params& p, int64_t s, int64_t i, int64_t j, int64_t kq, int64_t kk) {
@@ -37,12 +38,14 @@ bool paper_token(const Params& p, int64_t s, int64_t i, int64_t j, int64_t kq, i
 /// Row r of the block mask [n_blocks, n_blocks], steps 4 to 6.
 std::vector<char> block_mask_row(const Params& p, int64_t f, int64_t s, int64_t n, int64_t r) {
   const int64_t b = p.integer("block_size"), blocks = (n + b - 1) / b, span = (s + b - 1) / b;
+  const double least_density = p.number("column_density_min"), least_share = p.number("block_keep_fraction");
   std::vector<char> kept(static_cast<size_t>(blocks), 0);
   for (int64_t i = 0; i < f; ++i) {
     const int64_t u = r - i * s / b;
     if (u < 0 || u >= span) continue;
     for (int64_t j = 0; j < f; ++j) {
       const int64_t row_offset = i * s % b, column_offset = j * s % b;
+      const double reach = repo_reach(p, s, i, j);
       for (int64_t v = 0; v < span; ++v) {
         int64_t nonzero = 0, dense = 0;
         for (int64_t y = 0; y < b; ++y) {
@@ -50,14 +53,14 @@ std::vector<char> block_mask_row(const Params& p, int64_t f, int64_t s, int64_t 
           int64_t rows = 0;
           for (int64_t x = 0; x < b; ++x) {
             const int64_t kq = u * b + x - row_offset;
-            if (kq >= 0 && kq < s && kk >= 0 && kk < s) rows += repo_token(p, s, i, j, kq, kk);
+            if (kq >= 0 && kq < s && kk >= 0 && kk < s)
+              rows += static_cast<double>(std::abs(kq - kk)) <= reach;
           }
           const double density = static_cast<double>(rows) / static_cast<double>(b);
           nonzero += density > 0;
-          dense += density > p.number("column_density_min");
+          dense += density > least_density;
         }
-        if (static_cast<double>(dense) / (static_cast<double>(nonzero) + 1e-9) >
-            p.number("block_keep_fraction"))
+        if (static_cast<double>(dense) / (static_cast<double>(nonzero) + 1e-9) > least_share)
           kept[static_cast<size_t>(j * s / b + v)] = 1;
       }
     }

@@ -38,6 +38,22 @@ TEST_CASE("batches of a dynamic pattern are averaged; M != N; nothing seen; no p
   CHECK_THROWS_AS(analyse("density", f), Unsupported);
 }
 
+TEST_CASE("heads that see the same are counted once") {
+  FakeInstance f;
+  int64_t asked = 0;
+  f.pair_set = square(10, 3, [&asked](int64_t, int64_t, int64_t i, Intervals& out) {
+    out = {{0, i + 1}};
+    ++asked;
+  });
+  const AnalysisResult each = analyse("density", f);
+  CHECK(asked == 30);
+  f.pair_set->same_for_all_heads = true;
+  const AnalysisResult once = analyse("density", f);
+  CHECK(asked == 40);
+  CHECK(once.scalars == each.scalars);
+  CHECK(once.series == each.series);
+}
+
 TEST_CASE("every analysis says what it computes") {
   for (const char* id : {"density", "entropy", "receptive_field"}) {
     const AnalysisInfo& info = find_analysis(id).info();
