@@ -205,12 +205,32 @@ class DistanceRows {
     return clip_ ? count_ : static_cast<int>(std::clamp<int64_t>(rows_ - first_, 0, count_));
   }
   const void* at(int u) const { return row(first_ + u); }
+  /// Whether no row of entries [begin(), end()) holds inf or NaN. A thread looks at every row of a table
+  /// once: what it knows grows with the walk, which goes from row to row.
+  bool finite(const Plan& p, Workspace& w, const Tensor& table, int64_t head) const {
+    if (begin() >= end()) return true;
+    const int64_t low = index(first_ + begin()), high = index(first_ + end() - 1) + 1;
+    if (w.finite_head != head || low > w.finite_end || high < w.finite_begin)
+      w.finite_head = head, w.finite_begin = w.finite_end = low;
+    const auto look = [&](int64_t from, int64_t to) {
+      for (; from < to; ++from) {
+        const void* x = base_ + from * step_;
+        if (!p.k.finite(p.dtype, &x, 1, table.dim(2))) return false;
+      }
+      return true;
+    };
+    if (!look(low, w.finite_begin) || !look(w.finite_end, high)) return false;
+    w.finite_begin = std::min(w.finite_begin, low), w.finite_end = std::max(w.finite_end, high);
+    return true;
+  }
   const void* row(int64_t r) const {
-    if (clip_) return base_ + std::clamp<int64_t>(r, 0, rows_ - 1) * step_;
-    return r < 0 || r >= rows_ ? none_ : static_cast<const void*>(base_ + r * step_);
+    if (!clip_ && (r < 0 || r >= rows_)) return none_;
+    return base_ + index(r) * step_;
   }
 
  private:
+  int64_t index(int64_t r) const { return std::clamp<int64_t>(r, 0, rows_ - 1); }
+
   const char* base_;
   int64_t step_, rows_, first_;
   int count_;
@@ -285,26 +305,35 @@ void add_relative_keys(const Plan& p, const Tile& t, const Step& step, Workspace
   });
 }
 
-/// O += sum_j p_ij f_{j-i}; P^T is f32.
+/// O += sum_j p_ij f_{j-i}, pair by pair over the visible ones: for queries in an order, and where a hidden
+/// pair's NaN or inf must not meet a weight of 0.
+void add_visible_relative_values(const Plan& p, const Tile& t, const Step& step, Workspace& w,
+                                 const DistanceRows& rows, int first, int keys) {
+  const int64_t e = p.s.e, o_lane = t.by_rows ? e : 1, o_dim = t.by_rows ? 1 : t.lanes;
+  float value[kMaxDim];
+  for (int j = first; j < first + keys; ++j)
+    for (int l = 0; l < t.used; ++l) {
+      if (step.masked && !((step.bits[j] >> l) & 1)) continue;
+      const void* row = rows.row(p.a.relative.origin + step.token[j] - t.token[l] - t.offset);
+      if (row == w.none) continue;
+      const float weight = w.s[j * t.lanes + l];
+      p.k.widen(p.dtype, &row, 1, e, value, e);
+      for (int64_t i = 0; i < e; ++i) w.o[l * o_lane + i * o_dim] += weight * value[i];
+    }
+}
+
+/// O += P' F with the weights by distance P'; P^T is f32.
 void add_relative_values(const Plan& p, const Tile& t, const Step& step, Workspace& w) {
   const Tensor& table = p.a.relative.values;
   const int64_t e = p.s.e;
-  if (p.q_order) {
-    const int64_t o_lane = t.by_rows ? e : 1, o_dim = t.by_rows ? 1 : t.lanes;
-    float value[kMaxDim];
-    const DistanceRows rows(p, t, w, table, t.token[0] + t.offset, 1);
-    for (int j = 0; j < step.keys; ++j)
-      for (int l = 0; l < t.used; ++l) {
-        const float weight = w.s[j * t.lanes + l];
-        const void* row = rows.row(p.a.relative.origin + step.token[j] - t.token[l] - t.offset);
-        if (row == w.none || weight == 0.0f) continue;
-        p.k.widen(p.dtype, &row, 1, e, value, e);
-        for (int64_t i = 0; i < e; ++i) w.o[l * o_lane + i * o_dim] += weight * value[i];
-      }
-    return;
-  }
+  if (p.q_order)
+    return add_visible_relative_values(p, t, step, w, DistanceRows(p, t, w, table, t.token[0] + t.offset, 1),
+                                       0, step.keys);
   each_token_run(step, [&](int first, int keys) {
     const DistanceRows rows(p, t, w, table, step.token[first], keys);
+    // The band has distances that some lane sees and others do not, without a mask too.
+    if (!rows.finite(p, w, table, table.dim(0) == 1 ? 0 : t.head))
+      return add_visible_relative_values(p, t, step, w, rows, first, keys);
     p.k.spread_diagonals(w.s + first * t.lanes, t.lanes, keys, w.spread);
     for (int u = rows.begin(); u < rows.end(); u += kKeys) {
       const void* wanted[kKeys];

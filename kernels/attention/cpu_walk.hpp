@@ -226,6 +226,8 @@ struct Workspace {
   float *q, *s, *o, *k, *v, *add;  // see layout()
   float *far, *spread, *none;      // relative embeddings: products by distance, weights by distance, zeros
   int64_t far_next = -1;           // key token at which `far` can go on; -1: it holds nothing
+  // Rows of relative.values known to be finite, and of which head of the table.
+  int64_t finite_head = -1, finite_begin = 0, finite_end = 0;
   bf16* q_pairs;
   float *m, *l, *t, *top, *alpha, *weight, *slope, *position, *key_position;
   uint64_t* axis[3] = {nullptr, nullptr, nullptr};  // neighbourhood bits by coordinate

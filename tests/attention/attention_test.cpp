@@ -84,6 +84,26 @@ TEST_CASE("finite biases of any size hide keys without a trace, and blocked rows
       }
 }
 
+TEST_CASE("embeddings of distances that are not finite reach the rows that see them, and no others") {
+  Context ctx(cpu_backend(), 2);
+  const cpu::KernelList list = cpu::available_kernels();
+  int64_t checked = 0;
+  for (uint64_t seed = 0; seed < 300; ++seed) {
+    Case c;
+    Random r(seed + 5000);
+    odd_embeddings(c, ctx, r);
+    const Expected expected = reference(c.args);
+    for (const double x : expected.o) checked += std::isfinite(x) ? 1 : 0;
+    for (int i = 0; i < list.count; ++i) {
+      const ForceKernels force(list.entries[i]);
+      attention(ctx, c.args);
+      const std::string wrong = compare(c.args, expected, product_rounding(c.args));
+      if (!wrong.empty()) FAIL_CHECK(c.text << " on " << list.entries[i]->name << ": " << wrong);
+    }
+  }
+  CHECK(checked > 100000);  // most rows are far from what is odd
+}
+
 TEST_CASE("lists of tiled neighbourhoods are exact, whether blocks are tiles or not") {
   Context ctx(cpu_backend(), 1);
   int64_t listed_blocks = 0, full_blocks = 0;

@@ -272,6 +272,45 @@ inline void random_terms(AttentionArgs& a, Context& ctx, Random& r, const Sizes&
   }
 }
 
+/// Tables of embeddings [1 or H, rows, width] that end before, at and behind the distances there are.
+/// `which`: 0 keys, 1 values, 2 both.
+inline void random_embeddings(AttentionArgs& a, Context& ctx, Random& r, const Sizes& s, int which,
+                              std::string& text) {
+  const auto table = [&](int64_t width) {
+    const Tensor t =
+        fresh(ctx, r, s.dtype, {1, r.chance(0.5) ? 1 : s.h, r.integer(1, s.n + s.m), width}, true);
+    fill(t, [&] { return r.normal(); });
+    return t.select(0, 0);
+  };
+  if (which != 1) a.relative.keys = table(s.d);
+  if (which != 0) a.relative.values = table(s.e);
+  a.relative.origin = r.integer(-3, s.n + s.m);
+  a.relative.clip = r.chance(0.4);
+  text += which == 0 ? " relative keys" : which == 1 ? " relative values" : " relative keys and values";
+}
+/// Relative embeddings of which single elements are NaN, of values also inf, under a plain or a random mask.
+inline void odd_embeddings(Case& c, Context& ctx, Random& r) {
+  Sizes s;
+  s.hkv = r.integer(1, 2), s.h = s.hkv * r.integer(1, 2);
+  s.n = r.chance(0.3) ? r.integer(1, 8) : r.integer(30, 150), s.m = r.integer(1, 200);
+  s.d = r.integer(1, 40), s.e = r.integer(1, 40);
+  s.dtype = r.chance(0.4) ? DType::f32 : r.chance(0.5) ? DType::bf16 : DType::f16;
+  base_case(c, ctx, r, s, r.chance(0.5), true);
+  random_embeddings(c.args, ctx, r, s, static_cast<int>(r.integer(0, 2)), c.text);
+  if (r.chance(0.7)) c.args.mask = &c.mask, random_rule(c, ctx, r, s, c.text);
+  for (const bool values : {false, true}) {
+    const Tensor& t = values ? c.args.relative.values : c.args.relative.keys;
+    for (int64_t i = t ? r.integer(1, 3) : 0; i > 0; --i) {
+      const int64_t head = r.integer(0, t.dim(0) - 1), row = r.integer(0, t.dim(1) - 1);
+      set(t, head * t.stride(0) + row * t.stride(1) + r.integer(0, t.dim(2) - 1),
+          values && r.chance(0.5) ? std::numeric_limits<float>::infinity()
+                                  : std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+  c.text += " H" + std::to_string(s.h) + " N" + std::to_string(s.n) + " M" + std::to_string(s.m) + " D" +
+            std::to_string(s.d) + " E" + std::to_string(s.e) + " " + std::string(name(s.dtype));
+}
+
 /// One random mixture. Case numbers are seeds: a failing one can be run alone.
 inline void random_case(Case& c, Context& ctx, uint64_t seed) {
   Random r(seed);
@@ -351,21 +390,7 @@ inline void random_case(Case& c, Context& ctx, uint64_t seed) {
     }
   }
   random_terms(a, ctx, r, s, text);
-  if (r.chance(0.2)) {
-    // Tables that end before, at and behind the distances there are.
-    const int which = static_cast<int>(r.integer(0, 2));
-    const auto table = [&](int64_t width) {
-      const Tensor t =
-          fresh(ctx, r, s.dtype, {1, r.chance(0.5) ? 1 : s.h, r.integer(1, s.n + s.m), width}, true);
-      fill(t, [&] { return r.normal(); });
-      return t.select(0, 0);
-    };
-    if (which != 1) a.relative.keys = table(s.d);
-    if (which != 0) a.relative.values = table(s.e);
-    a.relative.origin = r.integer(-3, s.n + s.m);
-    a.relative.clip = r.chance(0.4);
-    text += which == 0 ? " relative keys" : which == 1 ? " relative values" : " relative keys and values";
-  }
+  if (r.chance(0.2)) random_embeddings(a, ctx, r, s, static_cast<int>(r.integer(0, 2)), text);
   if (r.chance(0.15)) {
     a.sink_logit = floats(ctx, {s.h});
     for (int64_t h = 0; h < s.h; ++h) a.sink_logit.data<float>()[h] = 3 * r.normal();
