@@ -48,6 +48,7 @@
   X(resize, ResampleArgs)                   /* kernels/resample/resample.hpp */    \
   X(sample_points, SamplePointsArgs)        /* kernels/resample/resample.hpp */    \
   X(linear_attention, LinearAttentionArgs)  /* kernels/linear_attention/linear_attention.hpp */ \
+  X(local_linear, LocalLinearArgs)          /* kernels/local_linear/local_linear.hpp */ \
   X(head_gates, HeadGatesArgs)              /* kernels/routing/routing.hpp */ \
   X(pack_queries, PackQueriesArgs)          /* kernels/routing/routing.hpp */ \
   X(member_ranges, MemberRangesArgs)        /* kernels/routing/routing.hpp */ \

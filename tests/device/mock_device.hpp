@@ -32,6 +32,7 @@
 #include "kernels/gemm/gemm.hpp"
 #include "kernels/layout/layout.hpp"
 #include "kernels/linear_attention/linear_attention.hpp"
+#include "kernels/local_linear/local_linear.hpp"
 #include "kernels/neighborhood/neighborhood.hpp"
 #include "kernels/norm/norm.hpp"
 #include "kernels/pool/pool.hpp"
