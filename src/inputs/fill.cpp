@@ -44,12 +44,22 @@ void fill_values(const Init& init, uint64_t seed, uint64_t stream, int64_t begin
     low = normal_probability(-init.cut);
     share = 1.0 - 2.0 * low;
   }
+  if (init.kind == Init::Kind::normal) {
+    constexpr int64_t kPiece = 4096;
+    const int64_t pieces = (n + kPiece - 1) / kPiece;
+#pragma omp parallel for schedule(static) if (pieces > 1)
+    for (int64_t k = 0; k < pieces; ++k) {
+      const int64_t first = k * kPiece, last = std::min(n, first + kPiece);
+      random_normals(seed, stream, static_cast<uint64_t>(begin + first), last - first, out + first);
+      for (int64_t i = first; i < last; ++i) out[i] = init.a + init.b * out[i];
+    }
+    return;
+  }
 #pragma omp parallel for schedule(static) if (n > 4096)
   for (int64_t i = 0; i < n; ++i) {
     const uint64_t at = static_cast<uint64_t>(begin + i);
     switch (init.kind) {
       case Init::Kind::normal:
-        out[i] = init.a + init.b * random_normal(seed, stream, at);
         break;
       case Init::Kind::trunc_normal:
         out[i] = init.a + init.b * normal_quantile(low + share * random_uniform(seed, stream, at));
@@ -153,21 +163,24 @@ Tensor to_host(Context& host, Context& ctx, const Tensor& t) {
   return h;
 }
 
-Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryClass use) {
+namespace {
+
+/// A tensor whose values draw(begin, count, out) gives, in pieces of whole rows of `row` elements, so that
+/// filling it never needs a second copy of it in doubles.
+template <class Draw>
+Tensor drawn(Context& ctx, const TensorSpec& spec, MemoryClass use, int64_t row, const Draw& draw) {
   Tensor t = ctx.allocate(spec.dtype, spec.shape, use);
   Context staging(cpu_backend(), ctx.threads());
   const bool on_cpu = ctx.device() == DeviceKind::cpu;
-  const uint64_t stream = stream_of(spec.name);
-  // In pieces, so that filling a tensor never needs a second copy of it in doubles.
-  constexpr int64_t kPiece = int64_t{1} << 20;
-  const int64_t n = t.numel();
-  const int64_t element = static_cast<int64_t>(size_of(spec.dtype));
+  constexpr int64_t kPiece = int64_t{1} << 22;
+  const int64_t n = t.numel(), element = static_cast<int64_t>(size_of(spec.dtype));
+  const int64_t step = std::max<int64_t>(kPiece / std::max<int64_t>(row, 1), 1) * std::max<int64_t>(row, 1);
   std::vector<double> values;
   Tensor piece_host;
-  for (int64_t begin = 0; begin < n; begin += kPiece) {
-    const int64_t count = std::min(kPiece, n - begin);
+  for (int64_t begin = 0; begin < n; begin += step) {
+    const int64_t count = std::min(step, n - begin);
     values.resize(static_cast<size_t>(count));
-    fill_values(spec.init, seed, stream, begin, count, values.data());
+    draw(begin, count, values.data());
     char* at = static_cast<char*>(t.raw()) + begin * element;
     if (on_cpu) {
       store(values, Tensor::borrow(DeviceKind::cpu, spec.dtype, {count}, at));
@@ -179,6 +192,15 @@ Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryCl
     }
   }
   return t;
+}
+
+}  // namespace
+
+Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryClass use) {
+  const uint64_t stream = stream_of(spec.name);
+  return drawn(ctx, spec, use, 1, [&](int64_t begin, int64_t count, double* out) {
+    fill_values(spec.init, seed, stream, begin, count, out);
+  });
 }
 
 void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
@@ -212,11 +234,10 @@ void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
     } else if (wants_generator(spec, problem)) {
       const Generator& g = find_generator(problem.inputs.generator);
       const Params params = resolve_params(g.id, g.params, problem.inputs.arguments, problem);
-      std::vector<double> values(static_cast<size_t>(spec.shape.numel()));
-      g.fill(problem, params, spec, values);
-      Tensor h = host.allocate(spec.dtype, spec.shape);
-      store(values, h);
-      inputs[spec.name] = to_device(ctx, h, spec.dtype, MemoryClass::input, "input '" + spec.name + "'");
+      inputs[spec.name] = drawn(ctx, spec, MemoryClass::input, spec.shape.rank() > 0 ? spec.shape[-1] : 1,
+                                [&](int64_t begin, int64_t count, double* out) {
+                                  g.fill(problem, params, spec, begin, count, out);
+                                });
     } else if (!spec.optional) {
       inputs[spec.name] = make_tensor(ctx, spec, problem.seed, MemoryClass::input);
     }

@@ -23,30 +23,42 @@ ParamSpec number(const char* name, double value, const char* meaning, std::optio
   return s;
 }
 
+/// Elements that a thread takes at a time.
+constexpr int64_t kPiece = 4096;
+
+/// f(begin, count, out) on pieces, with begin counted from the tensor's first element.
 template <class F>
-void each(std::vector<double>& values, F f) {
-  const int64_t n = static_cast<int64_t>(values.size());
-#pragma omp parallel for schedule(static) if (n > 4096)
-  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = f(static_cast<uint64_t>(i));
+void each(int64_t begin, int64_t count, double* out, F f) {
+  const int64_t pieces = (count + kPiece - 1) / kPiece;
+#pragma omp parallel for schedule(static) if (pieces > 1)
+  for (int64_t i = 0; i < pieces; ++i)
+    f(static_cast<uint64_t>(begin + i * kPiece), std::min(kPiece, count - i * kPiece), out + i * kPiece);
 }
 
-void fill_normal(const Problem& problem, const Params& params, const TensorSpec& spec,
-                 std::vector<double>& values) {
+void fill_normal(const Problem& problem, const Params& params, const TensorSpec& spec, int64_t begin,
+                 int64_t count, double* out) {
   const double mean = params.number("mean"), std = params.number("std");
   const uint64_t stream = stream_of(spec.name);
-  each(values, [&](uint64_t i) { return mean + std * random_normal(problem.seed, stream, i); });
+  each(begin, count, out, [&](uint64_t at, int64_t n, double* x) {
+    random_normals(problem.seed, stream, at, n, x);
+    for (int64_t i = 0; i < n; ++i) x[i] = mean + std * x[i];
+  });
 }
 
-void fill_uniform(const Problem& problem, const Params& params, const TensorSpec& spec,
-                  std::vector<double>& values) {
+void fill_uniform(const Problem& problem, const Params& params, const TensorSpec& spec, int64_t begin,
+                  int64_t count, double* out) {
   const double low = params.number("low"), high = params.number("high");
   if (!(low <= high)) throw UsageError("inputs: generator 'uniform' needs low <= high");
   const uint64_t stream = stream_of(spec.name);
-  each(values, [&](uint64_t i) { return low + (high - low) * random_uniform(problem.seed, stream, i); });
+  each(begin, count, out, [&](uint64_t at, int64_t n, double* x) {
+    for (int64_t i = 0; i < n; ++i)
+      x[i] = low + (high - low) * random_uniform(problem.seed, stream, at + static_cast<uint64_t>(i));
+  });
 }
 
-void fill_constant(const Problem&, const Params& params, const TensorSpec&, std::vector<double>& values) {
-  std::fill(values.begin(), values.end(), params.number("value"));
+void fill_constant(const Problem&, const Params& params, const TensorSpec&, int64_t, int64_t count,
+                   double* out) {
+  std::fill_n(out, count, params.number("value"));
 }
 
 const bool registered =

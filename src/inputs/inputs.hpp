@@ -17,6 +17,8 @@ uint64_t stream_of(const std::string& name);
 /// platform gives the same doubles.
 double random_uniform(uint64_t seed, uint64_t stream, uint64_t index);
 double random_normal(uint64_t seed, uint64_t stream, uint64_t index);
+/// random_normal of indices begin, begin + 1, ..., to the bit: what makes long tensors takes it by vectors.
+void random_normals(uint64_t seed, uint64_t stream, uint64_t begin, int64_t count, double* out);
 /// Quantile of the standard normal distribution for p in (0, 1), and its inverse.
 double normal_quantile(double p);
 double normal_probability(double x);
@@ -25,9 +27,10 @@ double normal_probability(double x);
 struct Generator {
   std::string id, summary;
   std::vector<ParamSpec> params;
-  /// Fills `values` (row-major, numel of spec.shape) for the tensor `spec` of a method run on `problem`.
-  void (*fill)(const Problem& problem, const Params& params, const TensorSpec& spec,
-               std::vector<double>& values) = nullptr;
+  /// Writes elements [begin, begin + count), row-major, of the tensor `spec` of a method run on `problem`:
+  /// whole rows of its last axis. How a tensor is cut changes no value.
+  void (*fill)(const Problem& problem, const Params& params, const TensorSpec& spec, int64_t begin,
+               int64_t count, double* out) = nullptr;
 };
 const std::vector<Generator>& all_generators();
 const Generator& find_generator(const std::string& id);

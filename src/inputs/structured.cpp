@@ -69,35 +69,88 @@ struct Layout {
   }
 };
 
-uint64_t bits(const Problem& p, const char* what, uint64_t index) {
-  return random_bits(p.seed, stream_of(std::string("structure.") + what), index);
-}
-double uniform(const Problem& p, const char* what, uint64_t index) {
-  return random_uniform(p.seed, stream_of(std::string("structure.") + what), index);
+/// Random draws of one kind of structure: its stream is hashed once.
+struct Draws {
+  uint64_t seed, stream;
+  Draws(const Problem& p, const char* what)
+      : seed(p.seed), stream(stream_of(std::string("structure.") + what)) {}
+  uint64_t bits(uint64_t index) const { return random_bits(seed, stream, index); }
+  double uniform(uint64_t index) const { return random_uniform(seed, stream, index); }
+};
+
+/// Batch elements times key heads: what shares features.
+uint64_t groups_of(const Problem& p, const TensorSpec& spec) {
+  return static_cast<uint64_t>(spec.shape[0] * p.kv_heads_or_heads());
 }
 
-/// Adds the features of one token of one key group to its row.
-struct Row {
-  double* x;
-  int64_t dim;
-  const Problem& problem;
-  uint64_t group;  ///< batch element and key head
+/// The vectors that a token of a group adds to its row, one after another. Query heads of a group and
+/// neighbouring rows of a token share them.
+class Features {
+ public:
+  explicit Features(int64_t dim) : dim_(dim) {}
+  void clear() { ends_.clear(), values_.clear(); }
+  /// A vector of `width` channels from the first on.
+  double* next(int64_t width) {
+    values_.resize(values_.size() + static_cast<size_t>(width));
+    ends_.push_back(values_.size());
+    return values_.data() + values_.size() - width;
+  }
+  void add_to(double* x) const {
+    size_t at = 0;
+    for (const size_t end : ends_) {
+      const double* v = values_.data() + at;
+      for (size_t d = 0; d < end - at; ++d) x[d] += v[d];
+      at = end;
+    }
+  }
+  /// Waves at phases(f), f = 0 .. count - 1.
+  template <class F>
+  void waves(int64_t count, double amplitude, const F& phases) {
+    double* x = next(2 * count);
+    for (int64_t f = 0; f < count; ++f) {
+      const double phase = phases(f);
+      x[2 * f] = amplitude * std::cos(phase);
+      x[2 * f + 1] = amplitude * std::sin(phase);
+    }
+  }
+  int64_t dim() const { return dim_; }
 
-  /// amplitude times the direction of mark number `id`.
-  void mark(uint64_t id, double amplitude) const {
-    const double each = amplitude / std::sqrt(static_cast<double>(dim));
-    for (int64_t d = 0; d < dim; ++d) {
-      const uint64_t index = (group << 40) + (id << 20) + static_cast<uint64_t>(d);
-      x[d] += bits(problem, "direction", index) & 1 ? each : -each;
+ private:
+  int64_t dim_;
+  std::vector<size_t> ends_;
+  std::vector<double> values_;
+};
+
+/// Directions of the marks 0 .. ids - 1 of every group; those of few marks are drawn once.
+class Directions {
+ public:
+  Directions(const Problem& p, uint64_t groups, uint64_t ids, int64_t dim)
+      : draws_(p, "direction"), ids_(ids), dim_(dim) {
+    if (ids == 0 || groups * ids * static_cast<uint64_t>(dim) > kMostDrawn) return;
+    for (uint64_t g = 0; g < groups; ++g)
+      for (uint64_t id = 0; id < ids; ++id)
+        for (int64_t d = 0; d < dim; ++d) drawn_.push_back(positive(g, id, d));
+  }
+  /// Adds `amplitude` times the direction of mark number `id`.
+  void mark(Features& to, uint64_t group, uint64_t id, double amplitude) const {
+    const double each = amplitude / std::sqrt(static_cast<double>(dim_));
+    const size_t at = static_cast<size_t>(group * ids_ + id) * static_cast<size_t>(dim_);
+    double* x = to.next(dim_);
+    for (int64_t d = 0; d < dim_; ++d) {
+      const bool up = drawn_.empty() ? positive(group, id, d) : drawn_[at + static_cast<size_t>(d)];
+      x[d] = up ? each : -each;
     }
   }
-  /// Waves at phase sum_a w[f][a] * position[a].
-  void waves(const std::vector<double>& phases, double amplitude) const {
-    for (size_t f = 0; f < phases.size(); ++f) {
-      x[2 * f] += amplitude * std::cos(phases[f]);
-      x[2 * f + 1] += amplitude * std::sin(phases[f]);
-    }
+
+ private:
+  static constexpr uint64_t kMostDrawn = uint64_t{1} << 18;
+  bool positive(uint64_t group, uint64_t id, int64_t d) const {
+    return draws_.bits((group << 40) + (id << 20) + static_cast<uint64_t>(d)) & 1;
   }
+  Draws draws_;
+  uint64_t ids_;
+  int64_t dim_;
+  std::vector<char> drawn_;
 };
 
 double mark_amplitude(double strength, int64_t dim) {
@@ -109,130 +162,204 @@ double wave_amplitude(double strength, int64_t dim) {
   return mark_amplitude(strength, dim) / std::sqrt(static_cast<double>(wave_count(dim)));
 }
 
-/// Noise everywhere, then features(row, token, is_query) on queries and keys. Token positions of queries are
-/// aligned to the keys' end.
+/// Noise everywhere, then features(group, token, is_query, to) on queries and keys. Token positions of
+/// queries are aligned to the keys' end.
 template <class F>
-void fill_rows(const Problem& p, double noise, const TensorSpec& spec, std::vector<double>& values,
-               const F& features) {
+void fill_rows(const Problem& p, double noise, const TensorSpec& spec, int64_t begin, int64_t count,
+               double* out, const F& features) {
   const uint64_t stream = stream_of(spec.name);
-  const auto n = static_cast<int64_t>(values.size());
   const Role role = role_of(spec.name);
   const double deviation = role == Role::other ? 1.0 : noise;
-#pragma omp parallel for schedule(static) if (n > 4096)
-  for (int64_t i = 0; i < n; ++i)
-    values[static_cast<size_t>(i)] = deviation * random_normal(p.seed, stream, static_cast<uint64_t>(i));
-  if (role == Role::other) return;
+  if (role == Role::other) {
+    constexpr int64_t kPiece = 4096;
+    const int64_t pieces = (count + kPiece - 1) / kPiece;
+#pragma omp parallel for schedule(static) if (pieces > 1)
+    for (int64_t i = 0; i < pieces; ++i)
+      random_normals(p.seed, stream, static_cast<uint64_t>(begin + i * kPiece),
+                     std::min(kPiece, count - i * kPiece), out + i * kPiece);
+    return;
+  }
   const Layout l(p, spec);
-  const int64_t kv_heads = p.kv_heads_or_heads();
+  if (l.dim == 0) return;
+  const int64_t kv_heads = p.kv_heads_or_heads(), first = begin / l.dim, rows = count / l.dim;
   const int64_t shift = role == Role::query ? p.kv_length_or_length() - p.tokens() : 0;
-  const int64_t rows = l.batch * l.heads * l.tokens;
-#pragma omp parallel for schedule(static) if (rows > 64)
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t t = r % l.tokens, h = r / l.tokens % l.heads, b = r / l.tokens / l.heads;
-    const int64_t kv = role == Role::query ? h / std::max<int64_t>(1, l.heads / kv_heads) : h;
-    const Row row{values.data() + l.at(b, h, t), l.dim, p, static_cast<uint64_t>(b * kv_heads + kv)};
-    features(row, t + shift, role == Role::query);
+  const int64_t sharing = role == Role::query ? std::max<int64_t>(1, l.heads / kv_heads) : 1;
+#pragma omp parallel if (rows > 64)
+  {
+    Features of_token(l.dim);
+    int64_t last_group = -1, last_token = -1;
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = first + r, inner = l.token_major ? l.heads : l.tokens;
+      const int64_t x = row % inner, rest = row / inner, outer = l.token_major ? l.tokens : l.heads;
+      const int64_t b = rest / outer, y = rest % outer;
+      const int64_t t = l.token_major ? y : x, h = l.token_major ? x : y;
+      const int64_t group = b * kv_heads + h / sharing;
+      double* values = out + r * l.dim;
+      random_normals(p.seed, stream, static_cast<uint64_t>(row * l.dim), l.dim, values);
+      for (int64_t d = 0; d < l.dim; ++d) values[d] = deviation * values[d];
+      if (group != last_group || t != last_token) {
+        of_token.clear();
+        features(static_cast<uint64_t>(group), t + shift, role == Role::query, of_token);
+        last_group = group, last_token = t;
+      }
+      of_token.add_to(values);
+    }
   }
 }
 
-void vertical_slash(const Problem& p, const Params& params, const TensorSpec& spec,
-                    std::vector<double>& values) {
+/// How many channels a row of a structured tensor has; what has no heads is refused when it is filled.
+int64_t width_of(const TensorSpec& spec) { return spec.shape.rank() == 4 ? spec.shape[3] : 0; }
+/// A table of value(group, index) for queries and keys; other tensors need none.
+template <class V, class F>
+std::vector<V> table(const Problem& p, const TensorSpec& spec, int64_t each, const F& value) {
+  std::vector<V> t;
+  if (role_of(spec.name) == Role::other || spec.shape.rank() != 4) return t;
+  for (uint64_t g = 0; g < groups_of(p, spec); ++g)
+    for (int64_t i = 0; i < each; ++i) t.push_back(value(g, static_cast<uint64_t>(i)));
+  return t;
+}
+Directions directions(const Problem& p, const TensorSpec& spec, int64_t ids) {
+  const bool used = role_of(spec.name) != Role::other && spec.shape.rank() == 4;
+  return {p, used ? groups_of(p, spec) : 0, static_cast<uint64_t>(ids), width_of(spec)};
+}
+
+void vertical_slash(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin,
+                    int64_t count, double* out) {
   const int64_t columns = params.integer("columns"), slashes = params.integer("slashes");
+  const int64_t dim = width_of(spec), waves = wave_count(dim);
   const double strength = params.number("strength");
   const auto keys = static_cast<uint64_t>(std::max<int64_t>(p.kv_length_or_length(), 1));
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool query) {
-    // All columns of a head share one mark, so every query sees all of them.
-    bool column = query;
-    for (int64_t c = 0; c < columns && !column; ++c)
-      column =
-          static_cast<int64_t>(bits(p, "column", row.group * 1024 + static_cast<uint64_t>(c)) % keys) == t;
-    if (column && columns > 0) row.mark(0, mark_amplitude(strength, row.dim));
-    std::vector<double> phases(static_cast<size_t>(wave_count(row.dim)));
-    for (int64_t s = 0; s < (query ? slashes : 1) && slashes > 0; ++s) {
-      // The first diagonal is the main one; the others lie within the last quarter of the keys.
-      const int64_t distance =
-          !query || s == 0
-              ? 0
-              : static_cast<int64_t>(bits(p, "slash", row.group * 1024 + static_cast<uint64_t>(s)) %
-                                     (keys / 4 + 1));
-      for (size_t f = 0; f < phases.size(); ++f)
-        phases[f] = std::numbers::pi * uniform(p, "slash frequency", row.group * 4096 + f) *
-                    static_cast<double>(t - distance);
-      row.waves(phases, wave_amplitude(strength, row.dim));
-    }
+  const Draws columns_of(p, "column"), distances_of(p, "slash"), frequencies(p, "slash frequency");
+  const auto column = table<int64_t>(p, spec, columns, [&](uint64_t g, uint64_t c) {
+    return static_cast<int64_t>(columns_of.bits(g * 1024 + c) % keys);
   });
+  // The first diagonal is the main one; the others lie within the last quarter of the keys.
+  const auto distance = table<int64_t>(p, spec, slashes, [&](uint64_t g, uint64_t s) {
+    return s == 0 ? int64_t{0} : static_cast<int64_t>(distances_of.bits(g * 1024 + s) % (keys / 4 + 1));
+  });
+  const auto frequency = table<double>(p, spec, waves, [&](uint64_t g, uint64_t f) {
+    return std::numbers::pi * frequencies.uniform(g * 4096 + f);
+  });
+  const Directions marks = directions(p, spec, 1);
+  fill_rows(p, params.number("noise"), spec, begin, count, out,
+            [&](uint64_t group, int64_t t, bool query, Features& to) {
+              // All columns of a head share one mark, so every query sees all of them.
+              const auto from = column.begin() + static_cast<int64_t>(group) * columns;
+              if (columns > 0 && (query || std::find(from, from + columns, t) != from + columns))
+                marks.mark(to, group, 0, mark_amplitude(strength, dim));
+              const double* w = frequency.data() + static_cast<int64_t>(group) * waves;
+              for (int64_t s = 0; s < (query ? slashes : 1) && slashes > 0; ++s) {
+                const int64_t away =
+                    query ? distance[group * static_cast<size_t>(slashes) + static_cast<size_t>(s)] : 0;
+                to.waves(waves, wave_amplitude(strength, dim),
+                         [&](int64_t f) { return w[f] * static_cast<double>(t - away); });
+              }
+            });
 }
 
-void local_decay(const Problem& p, const Params& params, const TensorSpec& spec,
-                 std::vector<double>& values) {
+void local_decay(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin, int64_t count,
+                 double* out) {
   const double reach = params.number("reach"), strength = params.number("strength");
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool) {
-    std::vector<double> phases(static_cast<size_t>(wave_count(row.dim)));
-    for (size_t f = 0; f < phases.size(); ++f)
-      phases[f] = std::tan(std::numbers::pi * (uniform(p, "decay", row.group * 4096 + f) - 0.5)) / reach *
-                  static_cast<double>(t);
-    row.waves(phases, wave_amplitude(strength, row.dim));
+  const int64_t dim = width_of(spec), waves = wave_count(dim);
+  const Draws decay(p, "decay");
+  const auto frequency = table<double>(p, spec, waves, [&](uint64_t g, uint64_t f) {
+    return std::tan(std::numbers::pi * (decay.uniform(g * 4096 + f) - 0.5)) / reach;
   });
+  fill_rows(p, params.number("noise"), spec, begin, count, out,
+            [&](uint64_t group, int64_t t, bool, Features& to) {
+              const double* w = frequency.data() + static_cast<int64_t>(group) * waves;
+              to.waves(waves, wave_amplitude(strength, dim),
+                       [&](int64_t f) { return w[f] * static_cast<double>(t); });
+            });
 }
 
-void sinks(const Problem& p, const Params& params, const TensorSpec& spec, std::vector<double>& values) {
-  const int64_t count = params.integer("sinks");
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool query) {
-    if (query || t < count) row.mark(0, mark_amplitude(params.number("strength"), row.dim));
-  });
+void sinks(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin, int64_t count,
+           double* out) {
+  const int64_t first = params.integer("sinks");
+  const double amplitude = mark_amplitude(params.number("strength"), width_of(spec));
+  const Directions marks = directions(p, spec, 1);
+  fill_rows(p, params.number("noise"), spec, begin, count, out,
+            [&](uint64_t group, int64_t t, bool query, Features& to) {
+              if (query || t < first) marks.mark(to, group, 0, amplitude);
+            });
 }
 
-void clustered_keys(const Problem& p, const Params& params, const TensorSpec& spec,
-                    std::vector<double>& values) {
-  const auto clusters = static_cast<uint64_t>(params.integer("clusters"));
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool) {
-    row.mark(bits(p, "cluster", (row.group << 40) + static_cast<uint64_t>(t)) % clusters,
-             mark_amplitude(params.number("strength"), row.dim));
-  });
+void clustered_keys(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin,
+                    int64_t count, double* out) {
+  const int64_t clusters = params.integer("clusters");
+  const double amplitude = mark_amplitude(params.number("strength"), width_of(spec));
+  const Draws cluster(p, "cluster");
+  const Directions marks = directions(p, spec, clusters);
+  fill_rows(
+      p, params.number("noise"), spec, begin, count, out, [&](uint64_t group, int64_t t, bool, Features& to) {
+        marks.mark(to, group,
+                   cluster.bits((group << 40) + static_cast<uint64_t>(t)) % static_cast<uint64_t>(clusters),
+                   amplitude);
+      });
 }
 
-void needles(const Problem& p, const Params& params, const TensorSpec& spec, std::vector<double>& values) {
-  const int64_t count = params.integer("needles"), asking = params.integer("queries");
+void needles(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin, int64_t count,
+             double* out) {
+  const int64_t planted = params.integer("needles"), asking = params.integer("queries");
   const int64_t keys = p.kv_length_or_length();
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool query) {
-    const double amplitude = mark_amplitude(params.number("strength"), row.dim);
-    if (query && t >= keys - asking) row.mark(static_cast<uint64_t>((keys - 1 - t) % count), amplitude);
-    if (query) return;
-    for (int64_t i = 0; i < count; ++i)
-      if (static_cast<int64_t>(bits(p, "needle", row.group * 4096 + static_cast<uint64_t>(i)) %
-                               static_cast<uint64_t>(std::max<int64_t>(keys - asking, 1))) == t)
-        row.mark(static_cast<uint64_t>(i), amplitude);
+  const double amplitude = mark_amplitude(params.number("strength"), width_of(spec));
+  const Draws needle(p, "needle");
+  const auto place = table<int64_t>(p, spec, planted, [&](uint64_t g, uint64_t i) {
+    return static_cast<int64_t>(needle.bits(g * 4096 + i) %
+                                static_cast<uint64_t>(std::max<int64_t>(keys - asking, 1)));
   });
+  const Directions marks = directions(p, spec, planted);
+  fill_rows(p, params.number("noise"), spec, begin, count, out,
+            [&](uint64_t group, int64_t t, bool query, Features& to) {
+              if (query && t >= keys - asking)
+                marks.mark(to, group, static_cast<uint64_t>((keys - 1 - t) % planted), amplitude);
+              if (query) return;
+              const int64_t* own = place.data() + static_cast<int64_t>(group) * planted;
+              for (int64_t i = 0; i < planted; ++i)
+                if (own[i] == t) marks.mark(to, group, static_cast<uint64_t>(i), amplitude);
+            });
 }
 
-void block_topics(const Problem& p, const Params& params, const TensorSpec& spec,
-                  std::vector<double>& values) {
+void block_topics(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin,
+                  int64_t count, double* out) {
   const int64_t topics = params.integer("topics"), keys = p.kv_length_or_length();
   const int64_t length = std::max<int64_t>((keys + topics - 1) / topics, 1);
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool) {
-    row.mark(static_cast<uint64_t>(t / length), mark_amplitude(params.number("strength"), row.dim));
-  });
+  const double amplitude = mark_amplitude(params.number("strength"), width_of(spec));
+  const Directions marks = directions(p, spec, topics);
+  fill_rows(p, params.number("noise"), spec, begin, count, out,
+            [&](uint64_t group, int64_t t, bool, Features& to) {
+              marks.mark(to, group, static_cast<uint64_t>(t / length), amplitude);
+            });
 }
 
-void space_time(const Problem& p, const Params& params, const TensorSpec& spec, std::vector<double>& values) {
+void space_time(const Problem& p, const Params& params, const TensorSpec& spec, int64_t begin, int64_t count,
+                double* out) {
   if (p.grid.size() < 2)
     throw UsageError("inputs: generator 'space_time' needs a grid; the problem is " + p.str());
   std::vector<int64_t> grid = p.grid;
   if (grid.size() == 2) grid.insert(grid.begin(), 1);
-  const int64_t tokens = grid[0] * grid[1] * grid[2];
+  const int64_t tokens = grid[0] * grid[1] * grid[2], dim = width_of(spec), waves = wave_count(dim);
   const double reach[3] = {params.number("reach_time"), params.number("reach_space"),
                            params.number("reach_space")};
-  fill_rows(p, params.number("noise"), spec, values, [&](const Row& row, int64_t t, bool) {
-    if (t >= tokens) return;  // text behind a video keeps its noise
-    const int64_t place[3] = {t / grid[2] / grid[1], t / grid[2] % grid[1], t % grid[2]};
-    std::vector<double> phases(static_cast<size_t>(wave_count(row.dim)));
-    for (size_t f = 0; f < phases.size(); ++f)
-      for (size_t a = 0; a < 3; ++a)
-        phases[f] +=
-            std::tan(std::numbers::pi * (uniform(p, "space", (row.group * 4096 + f) * 3 + a) - 0.5)) /
-            reach[a] * static_cast<double>(place[a]);
-    row.waves(phases, wave_amplitude(params.number("strength"), row.dim));
+  const double amplitude = wave_amplitude(params.number("strength"), dim);
+  const Draws space(p, "space");
+  const auto frequency = table<double>(p, spec, 3 * waves, [&](uint64_t g, uint64_t i) {
+    return std::tan(std::numbers::pi * (space.uniform((g * 4096 + i / 3) * 3 + i % 3) - 0.5)) / reach[i % 3];
   });
+  fill_rows(p, params.number("noise"), spec, begin, count, out,
+            [&](uint64_t group, int64_t t, bool, Features& to) {
+              if (t >= tokens) return;  // text behind a video keeps its noise
+              const double place[3] = {static_cast<double>(t / grid[2] / grid[1]),
+                                       static_cast<double>(t / grid[2] % grid[1]),
+                                       static_cast<double>(t % grid[2])};
+              const double* w = frequency.data() + static_cast<int64_t>(group) * 3 * waves;
+              to.waves(waves, amplitude, [&](int64_t f) {
+                double phase = 0;
+                for (int64_t a = 0; a < 3; ++a) phase += w[3 * f + a] * place[a];
+                return phase;
+              });
+            });
 }
 
 const ParamSpec kNoise =

@@ -430,7 +430,8 @@ class MptsInstance final : public Instance {
       convert(it->second.raw(), it->second.dtype(), values.data(), DType::f64, it->second.numel());
     } else if (!problem.inputs.generator.empty()) {
       const Generator& g = find_generator(problem.inputs.generator);
-      g.fill(problem, resolve_params(g.id, g.params, problem.inputs.arguments, problem), x, values);
+      g.fill(problem, resolve_params(g.id, g.params, problem.inputs.arguments, problem), x, 0,
+             x.shape.numel(), values.data());
     } else {
       const Tensor t = make_tensor(host, x, problem.seed, MemoryClass::workspace);
       convert(t.raw(), t.dtype(), values.data(), DType::f64, t.numel());

@@ -104,3 +104,20 @@ TEST_CASE("the value functions of every method answer several threads as they an
   }
   CHECK(functions > 10);
 }
+
+TEST_CASE("normal numbers by vectors are those one by one, to the bit") {
+  // Begins and lengths on both sides of the pieces that vectors are made of, and beyond 32 bits of index.
+  for (const uint64_t begin : {uint64_t{0}, uint64_t{3}, uint64_t{1} << 33})
+    for (const int64_t count : {0, 1, 255, 256, 257, 20000}) {
+      std::vector<double> x(static_cast<size_t>(count) + 1, -77.0);
+      random_normals(9, stream_of("k"), begin, count, x.data());
+      int64_t tails = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        REQUIRE(x[static_cast<size_t>(i)] ==
+                random_normal(9, stream_of("k"), begin + static_cast<uint64_t>(i)));
+        tails += std::fabs(x[static_cast<size_t>(i)]) > 3;
+      }
+      CHECK(x.back() == -77.0);
+      CHECK((count < 20000 || tails > 10));
+    }
+}

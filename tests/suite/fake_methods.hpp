@@ -71,7 +71,7 @@ inline void register_all() {
     Generator g;
     g.id = "fake_decay";
     g.params = {param("scale", ParamSpec::Type::number, 1.0, 0)};
-    g.fill = [](const Problem&, const Params&, const TensorSpec&, std::vector<double>&) {};
+    g.fill = [](const Problem&, const Params&, const TensorSpec&, int64_t, int64_t, double*) {};
     register_generator(g);
     return true;
   }();
