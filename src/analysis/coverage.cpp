@@ -57,24 +57,35 @@ class Coverage final : public Analysis {
     std::vector<double> by_bin(static_cast<size_t>(bins), 0.0);
     double all = 0, missed = 0, open = 0, worst = 0, times = 0, once = 0, queries = 0;
     int64_t first_open = -1;
-    Intervals dense, spans;
     for_runs(batches, n, RowSample{params.integer("queries")}, [&](int64_t b, int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        side.dense().pairs.row(b, 0, i, dense);
-        const Candidates c = search->candidates_of(b, i);
-        for (const Interval& v : c.spans) {
-          spans = {v};
-          times += static_cast<double>(tokens_in(common(dense, spans)));
+    // Sums of whole numbers: the split over threads does not show.
+#pragma omp parallel num_threads(ctx.threads()) reduction(+ : queries, all, missed, times, once, open) \
+    reduction(max : worst) if (end - begin > 64)
+      {
+        Intervals dense, spans;
+#pragma omp for schedule(dynamic, 64)
+        for (int64_t i = begin; i < end; ++i) {
+          side.dense().pairs.row(b, 0, i, dense);
+          const Candidates c = search->candidates_of(b, i);
+          for (const Interval& v : c.spans)
+            for (const Interval& seen : dense)
+              times += static_cast<double>(
+                  std::max<int64_t>(std::min(v.end, seen.end) - std::max(v.begin, seen.begin), 0));
+          spans = c.spans;
+          unite(spans);
+          once += static_cast<double>(tokens_in(common(dense, spans)));
+          if (c.always.begin < c.always.end) spans.push_back(c.always), unite(spans);
+          const int64_t seen = tokens_in(dense), missing = seen - tokens_in(common(dense, spans));
+          queries += 1, all += static_cast<double>(seen);
+          if (missing == 0) continue;
+          missed += static_cast<double>(missing), open += 1;
+          worst = std::max(worst, static_cast<double>(missing));
+#pragma omp critical
+          {
+            by_bin[static_cast<size_t>(i * bins / n)] += static_cast<double>(missing);
+            if (first_open < 0 || c.position < first_open) first_open = c.position;
+          }
         }
-        spans = c.spans;
-        unite(spans);
-        once += static_cast<double>(tokens_in(common(dense, spans)));
-        if (c.always.begin < c.always.end) spans.push_back(c.always), unite(spans);
-        const int64_t seen = tokens_in(dense), missing = seen - tokens_in(common(dense, spans));
-        queries += 1, all += static_cast<double>(seen), missed += static_cast<double>(missing);
-        by_bin[static_cast<size_t>(i * bins / n)] += static_cast<double>(missing);
-        open += missing > 0, worst = std::max(worst, static_cast<double>(missing));
-        if (missing > 0 && (first_open < 0 || c.position < first_open)) first_open = c.position;
       }
       return true;
     });

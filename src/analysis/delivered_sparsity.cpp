@@ -45,18 +45,27 @@ class DeliveredSparsity final : public Analysis {
     const int64_t n = side.queries(), bins = std::min(kBins, std::max<int64_t>(n, 1));
     std::vector<double> kept_in(static_cast<size_t>(bins), 0.0), allowed_in(kept_in.size(), 0.0);
     double kept = 0, allowed = 0;
-    Intervals dense, chosen;
     for (int64_t h = 0; h < side.heads(); ++h) {
       double head_kept = 0, head_allowed = 0;
       for (int64_t b = 0; b < side.batch(); ++b)
+      // Sums of whole numbers: the split over threads does not show.
+#pragma omp parallel num_threads(ctx.threads()) reduction(+ : head_kept, head_allowed)
+      {
+        Intervals dense, chosen;
+        std::vector<double> own_kept(kept_in.size(), 0.0), own_allowed(kept_in.size(), 0.0);
+#pragma omp for schedule(static)
         for (int64_t i = 0; i < n; ++i) {
           side.dense().pairs.row(b, h, i, dense);
           side.chosen().row(b, h, i, chosen);
           const auto s = static_cast<double>(tokens_in(common(dense, chosen))),
                      m = static_cast<double>(tokens_in(dense));
           const auto bin = static_cast<size_t>(i * bins / n);
-          kept_in[bin] += s, allowed_in[bin] += m, head_kept += s, head_allowed += m;
+          own_kept[bin] += s, own_allowed[bin] += m, head_kept += s, head_allowed += m;
         }
+#pragma omp critical
+        for (size_t k = 0; k < own_kept.size(); ++k)
+          kept_in[k] += own_kept[k], allowed_in[k] += own_allowed[k];
+      }
       r.series["head_sparsity"].push_back(head_allowed > 0 ? 1 - head_kept / head_allowed : 0);
       kept += head_kept, allowed += head_allowed;
     }

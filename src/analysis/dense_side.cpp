@@ -27,7 +27,7 @@ void DenseSide::each_row(int64_t h, const RowSample& sample, const Visit& f) {
   Intervals allowed, kept;
   const int64_t m = keys();
   for_runs(batch(), queries(), sample, [&](int64_t b, int64_t begin, int64_t end) {
-    const int64_t step = std::max<int64_t>(1, RowSample::kFloats / m);
+    const int64_t step = std::max<int64_t>(1, kFloats / m);
     for (int64_t q = begin; q < end; q += step) {
       const int64_t last = std::min(q + step, end);
       rows(b, h, q, last, block);

@@ -12,6 +12,8 @@ namespace attnbench {
 
 class DenseSide {
  public:
+  /// Weights in flight, 64 MiB: a call widens all keys of a head, which takes as long as a few rows of it.
+  static constexpr int64_t kFloats = int64_t{1} << 24;
   /// Throws Unsupported in the name of `analysis` when the method has no dense counterpart or no pairs.
   DenseSide(Context& ctx, Instance& instance, std::string analysis);
 

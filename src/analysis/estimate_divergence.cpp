@@ -70,16 +70,18 @@ class EstimateDivergence final : public Analysis {
                 static_cast<double>(host.data<float>()[b * host.stride(0) + h * host.stride(1) +
                                                        row * host.stride(2) + c * host.stride(3)]));
           const int64_t first = row * e.block_q, last = std::min(e.queries, first + e.block_q);
-          const int64_t step = std::max<int64_t>(1, RowSample::kFloats / side.keys());
+          const int64_t step = std::max<int64_t>(1, DenseSide::kFloats / side.keys());
           for (int64_t q = first; q < last; q += step) {
             const int64_t end = std::min(last, q + step);
             side.rows(b, h, q, end, p);
-            for (int64_t i = 0; i < end - q; ++i)
-              for (int64_t j = 0; j < e.keys; ++j) {
-                double& to = truth[static_cast<size_t>(j / e.block_k)];
-                const auto x = static_cast<double>(p[static_cast<size_t>(i * side.keys() + j)]);
-                to = largest ? std::max(to, x) : to + x;
-              }
+#pragma omp parallel for num_threads(ctx.threads()) schedule(static)
+            for (int64_t c = 0; c < columns; ++c)
+              for (int64_t i = 0; i < end - q; ++i)
+                for (int64_t j = c * e.block_k; j < std::min(e.keys, (c + 1) * e.block_k); ++j) {
+                  double& to = truth[static_cast<size_t>(c)];
+                  const auto x = static_cast<double>(p[static_cast<size_t>(i * side.keys() + j)]);
+                  to = largest ? std::max(to, x) : to + x;
+                }
           }
           if (!normalise(truth) || !normalise(estimate)) continue;
           double between = 0, divergence = 0;

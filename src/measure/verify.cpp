@@ -378,14 +378,15 @@ int64_t count_nan(Context& ctx, const TensorMap& outputs) {
   for (const auto& [key, t] : outputs) {
     if (!is_float(t.dtype())) continue;
     const Tensor h = to_host(host, ctx, t);
-    constexpr int64_t kPiece = 1 << 16;
-    std::vector<double> values(static_cast<size_t>(std::min(kPiece, std::max<int64_t>(h.numel(), 1))));
+    constexpr int64_t kPiece = 1 << 12;
+    const int64_t pieces = (h.numel() + kPiece - 1) / kPiece;
     const char* at = static_cast<const char*>(h.raw());
-    for (int64_t begin = 0; begin < h.numel(); begin += kPiece) {
-      const int64_t count = std::min(kPiece, h.numel() - begin);
-      convert(at + begin * static_cast<int64_t>(size_of(h.dtype())), h.dtype(), values.data(), DType::f64,
-              count);
-      n += std::count_if(values.begin(), values.begin() + count, [](double x) { return std::isnan(x); });
+#pragma omp parallel for num_threads(ctx.threads()) reduction(+ : n) if (pieces > 8)
+    for (int64_t k = 0; k < pieces; ++k) {
+      double values[kPiece];
+      const int64_t begin = k * kPiece, count = std::min(kPiece, h.numel() - begin);
+      convert(at + begin * static_cast<int64_t>(size_of(h.dtype())), h.dtype(), values, DType::f64, count);
+      n += std::count_if(values, values + count, [](double x) { return std::isnan(x); });
     }
   }
   return n;

@@ -361,6 +361,7 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
   const Tensor k =
       on_host(ctx, page_table ? args.k.select(1, kv_head) : args.k.select(0, b).select(0, kv_head));
   std::vector<float> keys(static_cast<size_t>(m * d));
+#pragma omp parallel for num_threads(ctx.threads()) schedule(static) if (m * d > 1 << 16)
   for (int64_t j = 0; j < m; ++j) {
     int64_t at = j * k.stride(0);
     if (page_table) {

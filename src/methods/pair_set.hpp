@@ -26,7 +26,7 @@ struct PairSet {
   /// Grid of the tokens (image, video) for distances; empty: a sequence.
   std::vector<int64_t> grid;
   /// Fills `out` with the input tokens that output token i of head h depends on: sorted, disjoint, non-empty
-  /// intervals. Pooled keys count as the tokens they pool.
+  /// intervals. Pooled keys count as the tokens they pool. Answers several threads at once.
   std::function<void(int64_t b, int64_t h, int64_t i, Intervals& out)> row;
 };
 
