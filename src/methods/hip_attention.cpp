@@ -170,8 +170,8 @@ class HipInstance final : public BlockSelectionInstance {
   void run(Context& ctx) override {
     {
       const auto stage = ctx.stage("select");
-      if (step_++ % refresh_ == 0) tree_search(ctx, search_);
-      token_lists(ctx, tokens_);
+      // The lists are kept with the mask: the newest key of an instance stands still, and so does the window.
+      if (step_++ % refresh_ == 0) tree_search(ctx, search_), token_lists(ctx, tokens_);
     }
     const auto stage = ctx.stage("attend");
     attention(ctx, call());

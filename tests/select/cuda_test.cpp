@@ -388,57 +388,122 @@ TEST_CASE("CUDA pattern operators equal the CPU's") {
     }
 }
 
+namespace {
+
+struct TreeCase {
+  int64_t batch, heads, kv_heads, n, m, d, block_q, stride_q, block_k, stride_k, keep, window;
+  bool causal;
+};
+
+/// Multiples of 1/8: dots are exact in any order, so that ties are ties on both sides. [B, H, N, D], or a
+/// view of [B, N, H, D]; rows stand `before` elements behind the start of rows that are `extra` longer, NaN
+/// around them. `odd`: some are infinite, and their dots with zeros NaN.
+Twin coarse(Sides& s, DType type, int64_t batch, int64_t heads, int64_t n, int64_t d, bool token_major,
+            int64_t before, int64_t extra, bool odd) {
+  const Shape shape = token_major ? Shape{batch, n, heads, d + extra} : Shape{batch, heads, n, d + extra};
+  const Tensor base = testing::poisoned(s.host, type, shape);
+  each(base.slice(3, before, before + d), [&](int64_t o) {
+    double x = static_cast<double>(s.r.integer(-8, 8)) / 8;
+    if (odd && s.r.integer(0, 299) == 0) x = std::copysign(std::numeric_limits<double>::infinity(), x);
+    put(base, o, x);
+  });
+  return s.upload(base).view([&](const Tensor& t) {
+    const Tensor rows = t.slice(3, before, before + d);
+    return token_major ? rows.transpose(1, 2) : rows;
+  });
+}
+
+void check_tree(Sides& s, const TreeCase& c, const Twin& q, const Twin& k,
+                TreeSearchArgs::Representative representative) {
+  TreeSearchArgs host, device;
+  host.block_q = c.block_q, host.stride_q = c.stride_q, host.block_k = c.block_k, host.stride_k = c.stride_k;
+  host.keep = c.keep, host.window = c.window, host.causal = c.causal;
+  host.representative = representative, host.seed = 5;
+  device = host;
+  const int64_t nq = (c.n + c.block_q - 1) / c.block_q, cells = (c.keep + c.block_k - 1) / c.block_k;
+  const Twin selected = s.poisoned(DType::i32, {c.batch, c.heads, nq, cells}),
+             count = s.poisoned(DType::i32, {c.batch, c.heads, nq});
+  host.q = q.host, host.k = k.host, host.selected = selected.host, host.count = count.host;
+  device.q = q.device, device.k = k.device, device.selected = selected.device, device.count = count.device;
+  tree_search(s.host, host);
+  tree_search(s.device, device);
+  INFO("n " << c.n << " m " << c.m << " d " << c.d << " " << name(q.host.dtype()) << " representative "
+            << static_cast<int>(representative));
+  check_same(s, count, "count");
+  check_same(s, selected, "selected");
+  TokenListsArgs a, b;
+  a.n = c.n, a.m = c.m, a.block_q = c.block_q, a.block_k = c.block_k, a.window = c.window, a.sinks = 5;
+  a.causal = c.causal;
+  b = a;
+  a.selected = selected.host, a.count = count.host, b.selected = selected.device, b.count = count.device;
+  const int64_t entries = cells * c.block_k + c.window + 5, lists = c.batch * c.heads * nq;
+  const Twin begin = s.poisoned(DType::i32, {c.batch, c.heads, nq}),
+             listed = s.poisoned(DType::i32, {c.batch, c.heads, nq}),
+             index = s.poisoned(DType::i32, {lists * entries});
+  a.lists = {begin.host, listed.host, index.host};
+  b.lists = {begin.device, listed.device, index.device};
+  token_lists(s.host, a);
+  token_lists(s.device, b);
+  check_same(s, begin, "begin");
+  check_same(s, listed, "listed");
+  check_same(s, index, "index");
+  s.check_graph([&] { tree_search(s.device, device), token_lists(s.device, b); }, {selected, count, listed});
+}
+
+}  // namespace
+
 TEST_CASE("CUDA tree_search and token_lists give the CPU's blocks and lists") {
   Backend* gpu = open_device();
   if (!gpu) return;
   using R = TreeSearchArgs::Representative;
   const R representative = GENERATE(R::first, R::center, R::last, R::random, R::oracle);
-  const DType type = GENERATE(DType::f32, DType::bf16);
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
   Sides s(*gpu, 912);
-  for (const auto& [n, m, d, keep, window, causal] :
-       {std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, bool>{300, 300, 16, 40, 30, true},
-        {1, 5000, 64, 512, 256, true},
-        {97, 1000, 24, 100, 0, false},
-        {64, 2000, 128, 33, 7, true}}) {
-    // Multiples of 1/8: dots are exact in any order, so that ties are ties on both sides.
-    const auto coarse = [&](const Shape& shape) {
-      const Tensor t = s.host.allocate(type, shape);
-      each(t, [&](int64_t o) { put(t, o, static_cast<double>(s.r.integer(-8, 8)) / 8); });
-      return s.upload(t);
-    };
-    const Twin q = coarse({2, 4, n, d}), k = coarse({2, 2, m, d});
-    TreeSearchArgs host, device;
-    host.block_q = 20, host.stride_q = 3, host.block_k = 3, host.stride_k = 2;
-    host.keep = keep, host.window = window, host.causal = causal;
-    host.representative = representative, host.seed = 5;
-    device = host;
-    const int64_t nq = (n + 19) / 20, cells = (keep + 2) / 3;
-    const Twin selected = s.poisoned(DType::i32, {2, 4, nq, cells}),
-               count = s.poisoned(DType::i32, {2, 4, nq});
-    host.q = q.host, host.k = k.host, host.selected = selected.host, host.count = count.host;
-    device.q = q.device, device.k = k.device, device.selected = selected.device, device.count = count.device;
-    tree_search(s.host, host);
-    tree_search(s.device, device);
-    INFO("n " << n << " m " << m);
-    check_same(s, count, "count");
-    check_same(s, selected, "selected");
-    TokenListsArgs a, b;
-    a.n = n, a.m = m, a.block_q = 20, a.block_k = 3, a.window = window, a.sinks = 5, a.causal = causal;
-    b = a;
-    a.selected = selected.host, a.count = count.host, b.selected = selected.device, b.count = count.device;
-    const int64_t entries = cells * 3 + window + 5;
-    const Twin begin = s.poisoned(DType::i32, {2, 4, nq}), listed = s.poisoned(DType::i32, {2, 4, nq}),
-               index = s.poisoned(DType::i32, {8 * nq * entries});
-    a.lists = {begin.host, listed.host, index.host};
-    b.lists = {begin.device, listed.device, index.device};
-    token_lists(s.host, a);
-    token_lists(s.device, b);
-    check_same(s, begin, "begin");
-    check_same(s, listed, "listed");
-    check_same(s, index, "index");
-    s.check_graph([&] { tree_search(s.device, device), token_lists(s.device, b); },
-                  {selected, count, listed});
+  for (const TreeCase& c : {
+           TreeCase{2, 4, 2, 300, 300, 16, 20, 3, 3, 2, 40, 30, true},
+           TreeCase{2, 4, 2, 97, 1000, 24, 20, 3, 3, 2, 100, 0, false},
+           TreeCase{2, 4, 2, 64, 2000, 128, 20, 3, 3, 2, 33, 7, true},
+           // More query blocks than multiprocessors, rows that see less than their block's candidates.
+           TreeCase{2, 8, 2, 600, 600, 128, 16, 2, 2, 1, 64, 5, true},
+           // Many samples, causal inside the block; whole ranges; one cell; keys that no stride reaches.
+           TreeCase{1, 1, 1, 200, 700, 40, 200, 1, 5, 1, 90, 13, true},
+           TreeCase{1, 2, 1, 50, 50, 8, 16, 2, 2, 1, 100, 9, true},
+           TreeCase{1, 2, 1, 30, 500, 32, 7, 7, 1, 1, 1, 0, true},
+           TreeCase{1, 3, 1, 257, 513, 32, 64, 5, 7, 6, 64, 0, false},
+           // Rows that are no multiple of 8, of 32, and longer than registers hold.
+           TreeCase{2, 4, 1, 70, 3000, 20, 8, 8, 4, 4, 16, 10, true},
+           TreeCase{1, 4, 2, 40, 800, 33, 16, 3, 2, 1, 30, 0, true},
+           TreeCase{1, 2, 2, 130, 1500, 200, 64, 2, 2, 1, 130, 64, true},
+           TreeCase{1, 2, 1, 100, 900, 256, 50, 1, 3, 1, 100, 20, true},
+           // Decoding: clusters, short and long; the most cells.
+           TreeCase{2, 4, 2, 1, 5000, 64, 20, 3, 3, 2, 512, 256, true},
+           TreeCase{1, 32, 8, 1, 9000, 128, 64, 2, 2, 1, 512, 256, true},
+           TreeCase{1, 2, 1, 1, 20000, 256, 1, 1, 1, 1, 2048, 0, true},
+           TreeCase{1, 1, 1, 3, 3000, 64, 1, 1, 16, 1, 64, 30, true},
+       }) {
+    const Twin q = coarse(s, type, c.batch, c.heads, c.n, c.d, false, 0, 0, false),
+               k = coarse(s, type, c.batch, c.kv_heads, c.m, c.d, false, 0, 0, false);
+    check_tree(s, c, q, k, representative);
   }
+}
+
+TEST_CASE("CUDA tree_search reads rows of any stride and alignment, and scores that are not finite") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  using R = TreeSearchArgs::Representative;
+  const R representative = GENERATE(R::first, R::center, R::last);
+  const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 913);
+  for (const TreeCase& c : {TreeCase{2, 4, 2, 130, 700, 64, 32, 2, 2, 1, 60, 20, true},
+                            TreeCase{2, 4, 2, 1, 3000, 40, 64, 2, 2, 1, 128, 50, true},
+                            TreeCase{2, 10, 5, 200, 400, 32, 8, 1, 4, 2, 32, 0, false}})
+    for (const auto& [before, extra] : {std::pair<int64_t, int64_t>{0, 0}, {8, 8}, {1, 2}, {0, 3}})
+      for (const bool odd : {false, true}) {
+        const Twin q = coarse(s, type, c.batch, c.heads, c.n, c.d, true, before, extra, odd),
+                   k = coarse(s, type, c.batch, c.kv_heads, c.m, c.d, true, before, extra, odd);
+        INFO("before " << before << " extra " << extra << " odd " << odd);
+        check_tree(s, c, q, k, representative);
+      }
 }
 
 TEST_CASE("CUDA gap_ratios, pick_spaced and chunk_lists give the CPU's scores, gaps and lists") {
