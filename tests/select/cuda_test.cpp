@@ -402,10 +402,11 @@ Twin coarse(Sides& s, DType type, int64_t batch, int64_t heads, int64_t n, int64
             int64_t before, int64_t extra, bool odd) {
   const Shape shape = token_major ? Shape{batch, n, heads, d + extra} : Shape{batch, heads, n, d + extra};
   const Tensor base = testing::poisoned(s.host, type, shape);
-  each(base.slice(3, before, before + d), [&](int64_t o) {
+  const Tensor inner = base.slice(3, before, before + d);
+  each(inner, [&](int64_t o) {
     double x = static_cast<double>(s.r.integer(-8, 8)) / 8;
     if (odd && s.r.integer(0, 299) == 0) x = std::copysign(std::numeric_limits<double>::infinity(), x);
-    put(base, o, x);
+    put(inner, o, x);
   });
   return s.upload(base).view([&](const Tensor& t) {
     const Tensor rows = t.slice(3, before, before + d);
