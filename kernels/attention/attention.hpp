@@ -43,7 +43,8 @@ struct ScoreBias {
 /// 1809.04281): pair (i, j) uses row origin + j - i - offset of the tables, offset = M - N. What lies outside
 /// a table adds nothing (a row of zeros), or with `clip` is its nearest row. On the CPU a step's terms are
 /// one more product with as many rows as the step has keys, read off along its diagonals; token orders
-/// (mask.q_order) fall back to a product a pair. On CUDA such calls are Unsupported so far.
+/// (mask.q_order) fall back to a product a pair. On CUDA the mma.sync kernel does the same for D and E up to
+/// 128; orders, gather lists and wider rows run on the device oracle, a pair at a time and slowly.
 struct RelativeEmbedding {
   Tensor keys;         ///< the problem's dtype, [H or 1, T, D], contiguous last axis
   Tensor values;       ///< the same, [H or 1, T', E]; origin and clip are shared

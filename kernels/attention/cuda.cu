@@ -139,34 +139,40 @@ struct Choice {
   int tile_keys = 64;
 };
 
+template <class T, int Dim, int MTiles, Distances X = Distances::none>
+void size_tiles(Choice& c, const Params& p) {
+  using C = Tile<T, Dim, MTiles, X>;
+  c.tile_keys = C::kKeys;
+  c.shared_bytes =
+      c.plan.kind == Kind::lean ? shared_bytes<C, Kind::lean>(p) : shared_bytes<C, Kind::full>(p);
+}
 template <class T, int Dim>
-void size_tiles(Choice& c) {
-  c.tile_keys = Tile<T, Dim, 1>::kKeys;
-  const bool lean = c.plan.kind == Kind::lean;
+void size_tiles(Choice& c, const Params& p) {
+  if constexpr (Dim == 64 || Dim == 128)
+    if (c.plan.distances != Distances::none) return size_tiles<T, Dim, 1, Distances::any>(c, p);
   if constexpr (long_tiles<T, Dim>())
-    if (c.plan.rows == 128)
-      c.shared_bytes = lean ? shared_bytes<T, Dim, 2, Kind::lean>() : shared_bytes<T, Dim, 2, Kind::full>();
-  if (c.plan.rows == 64)
-    c.shared_bytes = lean ? shared_bytes<T, Dim, 1, Kind::lean>() : shared_bytes<T, Dim, 1, Kind::full>();
+    if (c.plan.rows == 128) return size_tiles<T, Dim, 2>(c, p);
+  size_tiles<T, Dim, 1>(c, p);
 }
 template <class T>
-void size_tiles(Choice& c, int64_t dim) {
-  dim <= 32    ? size_tiles<T, 32>(c)
-  : dim <= 64  ? size_tiles<T, 64>(c)
-  : dim <= 128 ? size_tiles<T, 128>(c)
-               : size_tiles<T, 256>(c);
+void size_tiles(Choice& c, const Params& p) {
+  const int64_t dim = std::max(p.d, p.e);
+  dim <= 32 && c.plan.distances == Distances::none ? size_tiles<T, 32>(c, p)
+  : dim <= 64                                      ? size_tiles<T, 64>(c, p)
+  : dim <= 128                                     ? size_tiles<T, 128>(c, p)
+                                                   : size_tiles<T, 256>(c, p);
 }
-void size_tiles(Choice& c, DType dtype, int64_t dim) {
-  dtype == DType::bf16  ? size_tiles<__nv_bfloat16>(c, dim)
-  : dtype == DType::f16 ? size_tiles<__half>(c, dim)
-                        : size_tiles<float>(c, dim);
+void size_tiles(Choice& c, const Params& p, DType dtype) {
+  dtype == DType::bf16  ? size_tiles<__nv_bfloat16>(c, p)
+  : dtype == DType::f16 ? size_tiles<__half>(c, p)
+                        : size_tiles<float>(c, p);
 }
 
 /// Rows that 16-byte copies can take: the base and every step but the last axis's are multiples of 16 bytes.
 bool aligned(const Tensor& t) {
   const int64_t size = static_cast<int64_t>(size_of(t.dtype()));
   bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
-  for (int a = 0; a < 3; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) * size % 16 == 0);
+  for (int a = 0; a < t.rank() - 1; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) * size % 16 == 0);
   return ok;
 }
 
@@ -197,15 +203,15 @@ Choice choose_tiles(const CudaBackend& backend, const AttentionArgs& a, const Pa
   TensorPlan& x = c.plan;
   if (a.kernel == AttentionKernel::fastest && !asked("sm80")) return c.why = "the reference was asked for", c;
 
-  if (p.relative_keys || p.relative_values) return c.why = "relative embeddings have no tiles yet", c;
   const DType dtype = a.q.dtype();
   const int64_t dim = std::max(p.d, p.e), sms = backend.sm_count();
   if (dim > 256) return c.why = "rows longer than 256 elements leave no room for tiles", c;
+  const bool relative = p.relative_keys || p.relative_values;
+  if (relative && dim > 128)
+    return c.why = "rows longer than 128 elements leave no room for tiles of relative embeddings", c;
+  if (relative && (p.q_order || p.k_order || p.has_gather))
+    return c.why = "distances run along consecutive tokens, which orders and gather lists take apart", c;
 
-  // Scores that need more than a factor, and the sum of p log p, go through their own instances.
-  const bool terms =
-      p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data || !(p.scale > 0);
-  x.to_log2 = static_cast<float>(terms ? 1.4426950408889634 : p.scale * 1.4426950408889634);
   const DeviceRule& rule = p.rule;
   x.limits = rule.causal || rule.band || rule.rank > 0 || p.row_begin.data;
   // Ranges of tokens are ranges of slots only without an order of the keys.
@@ -218,14 +224,24 @@ Choice choose_tiles(const CudaBackend& backend, const AttentionArgs& a, const Pa
   x.o_aligned = aligned(a.o);
 
   x.direct = x.k_aligned && x.v_aligned && !p.table && !p.k_order && !p.has_gather;
-  x.kind = terms ? Kind::terms : x.direct && !x.columns ? Kind::lean : Kind::full;
+  // Scores that need more than a factor, and the sum of p log p, go through their own instances; beside
+  // relative embeddings whatever is not lean does, as do embeddings of values, for fewer instances.
+  const bool lean = x.direct && !x.columns;
+  const bool terms = p.soft_cap > 0 || p.bias || p.slope || p.relative || p.row_entropy.data ||
+                     !(p.scale > 0) || (relative && (!lean || p.relative_values));
+  x.to_log2 = static_cast<float>(terms ? 1.4426950408889634 : p.scale * 1.4426950408889634);
+  if (relative) x.distances = terms ? Distances::any : Distances::keys;
+  x.tables_aligned =
+      (!a.relative.keys || aligned(a.relative.keys)) && (!a.relative.values || aligned(a.relative.values));
+  x.kind = terms ? Kind::terms : lean ? Kind::lean : Kind::full;
 
   // Few queries of many heads: the group's heads become rows of one tile, and read their keys once.
   const bool lists = p.has_lists || p.has_gather;
   bool shared_lists = true;
   for (const DeviceList* l : {&p.full, &p.partial, &p.gather})
     if (l->count.data) shared_lists = shared_lists && l->count.per_group % p.group == 0 && p.blocks_q == 1;
-  x.packed = p.group > 1 && p.n <= 32 && (!lists || shared_lists);
+  // Distances run along the rows of one head.
+  x.packed = p.group > 1 && p.n <= 32 && !relative && (!lists || shared_lists);
   const int64_t unit_rows = x.packed ? p.group * p.n : p.n;
   const int64_t units = p.batch * (x.packed ? p.kv_heads : p.heads);
   // 128 rows halve the traffic of keys through shared memory, where there are enough of them: registers and
@@ -238,12 +254,12 @@ Choice choose_tiles(const CudaBackend& backend, const AttentionArgs& a, const Pa
   };
   const bool whole = !lists || x.packed || p.blocks_q == 1 || p.block_q % 128 == 0;
   const auto memory = static_cast<size_t>(backend.properties().sharedMemPerBlockOptin);
-  x.rows = !terms && dim * static_cast<int64_t>(size_of(dtype)) <= 256 && whole && unit_rows > 64 &&
-                   units * tiles_of(128) >= sms
+  x.rows = !terms && !relative && dim * static_cast<int64_t>(size_of(dtype)) <= 256 && whole &&
+                   unit_rows > 64 && units * tiles_of(128) >= sms
                ? 128
                : 64;
-  size_tiles(c, dtype, dim);
-  if (x.rows == 128 && c.shared_bytes > memory) x.rows = 64, size_tiles(c, dtype, dim);
+  size_tiles(c, p, dtype);
+  if (x.rows == 128 && c.shared_bytes > memory) x.rows = 64, size_tiles(c, p, dtype);
   if (c.shared_bytes > memory)
     return c.why = "a block of this card has too little shared memory for the tiles", c;
   const int64_t tiles = tiles_of(x.rows);
@@ -281,12 +297,13 @@ void launch(Context& ctx, const Params& p, TensorPlan plan, DType dtype) {
     plan.part_state = parts.data<float>();
     plan.part_o = plan.part_state + rows * 4;
   }
+  const bool relative = plan.distances != Distances::none;
   if (dtype == DType::bf16)
-    launch_tensor_bf16(ctx, p, plan);
+    (relative ? launch_relative_bf16 : launch_tensor_bf16)(ctx, p, plan);
   else if (dtype == DType::f16)
-    launch_tensor_f16(ctx, p, plan);
+    (relative ? launch_relative_f16 : launch_tensor_f16)(ctx, p, plan);
   else
-    launch_tensor_f32(ctx, p, plan);
+    (relative ? launch_relative_f32 : launch_tensor_f32)(ctx, p, plan);
 }
 
 }  // namespace
@@ -302,6 +319,7 @@ std::string CudaBackend::attention_plan(const AttentionArgs& args) {
   const char* const kinds[] = {"lean", "full", "terms"};
   std::string text = "sm80 " + std::to_string(x.rows) + "x" + std::to_string(c.tile_keys) + " " +
                      kinds[static_cast<int>(x.kind)];
+  if (x.distances != Distances::none) text += ", relative";
   if (x.packed) text += ", heads packed";
   if (x.parts > 1) text += ", " + std::to_string(x.parts) + " parts";
   return text;

@@ -12,6 +12,13 @@ enum class Kind : int {
   terms  ///< and caps, biases, entropy, any scale
 };
 
+/// Which embeddings of distances an instance knows about.
+enum class Distances : int {
+  none,
+  keys,  ///< of keys, always
+  any    ///< of keys, of values or of both
+};
+
 /// How a call is cut into thread blocks: units (a batch and head, or a batch and kv head with all its query
 /// heads side by side) times tiles of query rows times parts of the keys.
 struct TensorPlan {
@@ -27,6 +34,8 @@ struct TensorPlan {
   bool general_rule = false, general_full = false;  ///< tiles under the rule / of full blocks need bit masks
   bool columns = false;  ///< keys are not consecutive tokens, or bit masks need their coordinates
   bool direct = false;   ///< keys at consecutive rows of aligned memory
+  Distances distances = Distances::none;
+  bool tables_aligned = false;  ///< 16-byte rows of the embeddings of distances
   bool q_aligned = false, k_aligned = false, v_aligned = false, o_aligned = false;  ///< 16-byte rows
   float to_log2 = 1;            ///< from raw scores to log2 units
   float* part_o = nullptr;      ///< [units * tiles, parts, rows, E]
@@ -35,16 +44,21 @@ struct TensorPlan {
 
 constexpr int kThreads = 128;
 
-template <class T, int Dim, int MTiles>
+template <class T, int Dim, int MTiles, Distances X = Distances::none>
 struct Tile {
   static constexpr int kRows = 64 * MTiles, kRowBytes = Dim * static_cast<int>(sizeof(T));
-  static constexpr int kKeys = kRowBytes > 256 ? 32 : 64;
+  // 8 KiB of K beside embeddings, whose ring then leaves room for a second block of D 128 in 16 bits and of D
+  // 64 in 32.
+  static constexpr int kKeys = kRowBytes > (X == Distances::none ? 256 : 128) ? 32 : 64;
   static constexpr int kChunks = kRowBytes / 16, kPerChunk = 16 / static_cast<int>(sizeof(T));
   static constexpr int kSteps = kChunks / 2;  // an mma consumes two chunks of a row
   static constexpr int kNTiles = kKeys / 8, kOTiles = Dim / 8;
   // Q stays in registers where that costs 32 of them or fewer.
   static constexpr bool kQInRegisters = MTiles * kSteps * 4 <= 32 && sizeof(T) == 2;
   static constexpr int kQBytes = kRows * kRowBytes, kKeyBytes = kKeys * kRowBytes;
+  static constexpr Distances kDistances = X;
+  // Rows of the band of distances (one more than there are), and of the ring: see sm80_relative.cuh.
+  static constexpr int kBand = kRows + kKeys, kRing = kBand + kKeys, kRingBytes = kRing * kRowBytes;
 };
 
 /// What a query row may see, in shared memory: one array an item, indexed by row.
@@ -74,20 +88,22 @@ struct KeyPlaces {
 struct Reduced {
   int min_low, max_low, min_high, max_high, max_sink, max_row_low, min_row_high, unused;
 };
-template <class T, int Dim, int MTiles>
+template <class C>
 struct Extras {
   Reduced reduced;
-  RowInfo<64 * MTiles> rows;
-  KeyPlaces<Tile<T, Dim, MTiles>::kKeys> places[2];
-  ColumnInfo<Tile<T, Dim, MTiles>::kKeys> columns[2];
+  RowInfo<C::kRows> rows;
+  KeyPlaces<C::kKeys> places[2];
+  ColumnInfo<C::kKeys> columns[2];
 };
 
-template <class T, int Dim, int MTiles, Kind K>
-constexpr size_t shared_bytes() {
-  using C = Tile<T, Dim, MTiles>;
-  const size_t tiles = C::kQBytes + 4 * C::kKeyBytes;
+template <class C, Kind K>
+size_t shared_bytes(const Params& p) {
+  const size_t rings = C::kDistances == Distances::none
+                           ? 0
+                           : size_t{p.relative_keys != nullptr} + size_t{p.relative_values != nullptr};
+  const size_t tiles = C::kQBytes + 4 * C::kKeyBytes + rings * C::kRingBytes;
   if (K == Kind::lean) return tiles + sizeof(Reduced) + 6 * sizeof(int) * C::kRows;
-  return tiles + sizeof(Extras<T, Dim, MTiles>);
+  return tiles + sizeof(Extras<C>);
 }
 /// Whether tiles of 128 rows exist: registers hold their output and scores.
 template <class T, int Dim>
@@ -98,5 +114,9 @@ constexpr bool long_tiles() {
 void launch_tensor_bf16(Context& ctx, const Params& p, const TensorPlan& plan);
 void launch_tensor_f16(Context& ctx, const Params& p, const TensorPlan& plan);
 void launch_tensor_f32(Context& ctx, const Params& p, const TensorPlan& plan);
+// Calls with relative embeddings.
+void launch_relative_bf16(Context& ctx, const Params& p, const TensorPlan& plan);
+void launch_relative_f16(Context& ctx, const Params& p, const TensorPlan& plan);
+void launch_relative_f32(Context& ctx, const Params& p, const TensorPlan& plan);
 
 }  // namespace attnbench::cuda_attention

@@ -12,32 +12,21 @@
 // must not see a value that is not finite, 0 * NaN would break the row: such tiles are found by looking and
 // multiplied pair by pair.
 //
+// Embeddings of distances (instances of their own; sm80_relative.cuh) are one more product each, with the
+// band of distances between rows and keys.
+//
 // Shared memory: Q, then K twice, V twice, in rows of 16-byte chunks, chunk c of row r at c ^ (r mod 8), so
 // that eight rows of one chunk (what ldmatrix reads) and eight chunks of one row (what copies write) lie in
 // different banks.
 #pragma once
 #include <algorithm>
 
-#include "kernels/attention/mma.cuh"
 #include "kernels/attention/rows.cuh"
-#include "kernels/attention/sm80.cuh"
+#include "kernels/attention/sm80_places.cuh"
+#include "kernels/attention/sm80_relative.cuh"
 
 namespace attnbench::cuda_attention {
 namespace {
-
-/// Byte offset of a chunk in a tile of rows.
-template <int Chunks>
-__device__ __forceinline__ uint32_t place_of(int row, int chunk) {
-  // Rows of 64 bytes: two of them fill the banks, so pairs of rows take turns.
-  const int turn = Chunks >= 8 ? row & 7 : (row >> 1) & 3;
-  return static_cast<uint32_t>((row * Chunks + (chunk ^ turn)) * 16);
-}
-/// f32 values are read word by word, rows 2 t and 2 t + 1 by thread t of a quad: turns that keep those four
-/// rows and two neighbouring chunks apart.
-template <int Chunks>
-__device__ __forceinline__ uint32_t value_place_of(int row, int chunk) {
-  return static_cast<uint32_t>((row * Chunks + (chunk ^ (((row >> 1) & 3) << 1))) * 16);
-}
 
 /// A tile of keys: slots (or entries of a gather list) [slot, min(slot + kKeys, end)).
 struct KeyTile {
@@ -73,21 +62,6 @@ __device__ __forceinline__ KeyTile tile_at(const Params& p, const Work& w, int t
   return {static_cast<int>(begin) + piece * Keys, static_cast<int>(min(p.m, begin + p.block_k)), !full};
 }
 
-/// 16 bytes of a row into shared memory: `count` valid elements, zeros behind them.
-template <class T>
-__device__ __forceinline__ void load_chunk(uint32_t to, const T* from, int count, bool aligned) {
-  constexpr int kPerChunk = 16 / static_cast<int>(sizeof(T));
-  count = count < 0 ? 0 : count < kPerChunk ? count : kPerChunk;
-  if (aligned) {
-    copy_async(to, from, count * static_cast<int>(sizeof(T)));
-    return;
-  }
-  alignas(16) T x[kPerChunk];
-#pragma unroll
-  for (int i = 0; i < kPerChunk; ++i) x[i] = i < count ? from[i] : from_float<T>(0.0f);
-  store_shared(to, *reinterpret_cast<const uint4*>(x));
-}
-
 /// Keys at consecutive rows of aligned memory: pointers and sizes of this thread's chunk, fixed for the
 /// block.
 template <class T>
@@ -95,10 +69,9 @@ struct DirectSource {
   const T *k = nullptr, *v = nullptr;  // the chunk in the unit's row of key 0
   int k_bytes = 0, v_bytes = 0;        // of the chunk that are within a row; zeros follow
 };
-template <class T, int Dim, int MTiles>
+template <class T, class C>
 __device__ __forceinline__ void load_direct(const Params& p, const DirectSource<T>& from, const KeyTile& t,
                                             int keys, uint32_t k_to, uint32_t v_to) {
-  using C = Tile<T, Dim, MTiles>;
   constexpr int kStep = kThreads / C::kChunks;  // rows a pass; a power of two above `first`
   const int first = threadIdx.x / C::kChunks, chunk = threadIdx.x % C::kChunks;
   const int limit = min(t.end, keys) - t.slot;  // rows of the tile that are there
@@ -149,11 +122,9 @@ __device__ __forceinline__ void find_keys(const Params& p, const Work& w, const 
   places.k[row] = k, places.v[row] = v;
   places.token[row] = token, places.slot[row] = static_cast<int>(slot);
 }
-template <class T, int Dim, int MTiles>
+template <class T, class C>
 __device__ __forceinline__ void load_found(const Params& p, const TensorPlan& plan,
-                                           const KeyPlaces<Tile<T, Dim, MTiles>::kKeys>& places,
-                                           uint32_t k_to, uint32_t v_to) {
-  using C = Tile<T, Dim, MTiles>;
+                                           const KeyPlaces<C::kKeys>& places, uint32_t k_to, uint32_t v_to) {
 #pragma unroll 2
   for (int i = 0; i < C::kKeys * C::kChunks / kThreads; ++i) {
     const int at = threadIdx.x + i * kThreads, row = at / C::kChunks, chunk = at % C::kChunks;
@@ -217,17 +188,6 @@ __device__ __forceinline__ void reduce_max(int* to, int x) {
   if (threadIdx.x % 32 == 0) atomicMax(to, x);
 }
 
-/// Whether 16 bytes of values hold one that is not finite.
-template <class T>
-__device__ __forceinline__ bool is_odd(uint32_t x) {
-  constexpr uint32_t kMask = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
-  if constexpr (sizeof(T) == 4) return (x & 0x7f800000u) == 0x7f800000u;
-  return (x & kMask) == kMask || ((x >> 16) & kMask) == kMask;
-}
-template <class T>
-__device__ __forceinline__ bool has_odd(uint4 x) {
-  return is_odd<T>(x.x) || is_odd<T>(x.y) || is_odd<T>(x.z) || is_odd<T>(x.w);
-}
 /// Zeros in place of what is not finite in a tile of values; all threads of the block together, after
 /// everybody has read what was there.
 template <class T, int Bytes>
@@ -235,16 +195,8 @@ __device__ __forceinline__ void clean_values(uint32_t tile) {
   __syncthreads();
 #pragma unroll 1
   for (int at = threadIdx.x * 4; at < Bytes; at += kThreads * 4) {
-    uint32_t x = load_shared(tile + at);
-    if (!is_odd<T>(x)) continue;
-    if constexpr (sizeof(T) == 4) {
-      x = 0;
-    } else {
-      constexpr uint32_t kMask = std::is_same_v<T, __half> ? 0x7c00u : 0x7f80u;
-      if ((x & kMask) == kMask) x &= 0xffff0000u;
-      if (((x >> 16) & kMask) == kMask) x &= 0xffffu;
-    }
-    store_shared(tile + at, x);
+    const uint32_t x = load_shared(tile + at);
+    if (is_odd<T>(x)) store_shared(tile + at, finite_part<T>(x));
   }
   __syncthreads();
 }
@@ -288,15 +240,23 @@ __device__ __forceinline__ uint32_t bits_below(int h) {
   return (1u << (h / 8 * 2 + min(h % 8, 2))) - 1u;
 }
 
-template <class T, int Dim, int MTiles, Kind K, int MinBlocks>
+template <class T, int Dim, int MTiles, Kind K, int MinBlocks, Distances X = Distances::none>
 __global__ void __launch_bounds__(kThreads, MinBlocks)
     tensor_kernel(const __grid_constant__ Params p, const __grid_constant__ TensorPlan plan) {
-  using C = Tile<T, Dim, MTiles>;
+  using C = Tile<T, Dim, MTiles, X>;
   constexpr bool kFull = K != Kind::lean, Terms = K == Kind::terms;
+  constexpr bool kRelative = X != Distances::none;
+  static_assert(!kRelative || MTiles == 1);
+  const bool relative_keys = X == Distances::keys || (X == Distances::any && p.relative_keys),
+             relative_values = X == Distances::any && p.relative_values;
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t q_base = shared_address(memory), k_base = q_base + C::kQBytes,
                  v_base = k_base + 2 * C::kKeyBytes;
-  auto& extras = *reinterpret_cast<Extras<T, Dim, MTiles>*>(memory + C::kQBytes + 4 * C::kKeyBytes);
+  // Rings of embeddings, of keys and of values.
+  const uint32_t e_base = v_base + 2 * C::kKeyBytes, f_base = e_base + (relative_keys ? C::kRingBytes : 0);
+  const int rings = kRelative ? relative_keys + relative_values : 0;
+  auto& extras =
+      *reinterpret_cast<Extras<C>*>(memory + C::kQBytes + 4 * C::kKeyBytes + rings * C::kRingBytes);
   auto& rows = extras.rows;
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, t = lane % 4;
 
@@ -422,11 +382,27 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     if constexpr (kFull) {
       if (plan.columns) describe_keys(p, w, extras.places[stage], extras.columns[stage]);
       if (!plan.direct) {
-        load_found<T, Dim, MTiles>(p, plan, extras.places[stage], k_to, v_to);
+        load_found<T, C>(p, plan, extras.places[stage], k_to, v_to);
         return;
       }
     }
-    load_direct<T, Dim, MTiles>(p, source, tile, w.keys, k_to, v_to);
+    load_direct<T, C>(p, source, tile, w.keys, k_to, v_to);
+  };
+  // The same for the band of distances between the rows and the keys of a tile, from row `from` on, where a
+  // band that starts at row `ring` of the rings has it.
+  Table<T> e_table, f_table;
+  if (relative_keys)
+    e_table = {static_cast<const T*>(p.relative_keys) + w.unit_head * p.relative_keys_h, p.relative_keys_x,
+               p.relative_keys_rows, static_cast<int>(p.d)};
+  if (relative_values)
+    f_table = {static_cast<const T*>(p.relative_values) + w.unit_head * p.relative_values_h,
+               p.relative_values_x, p.relative_values_rows, static_cast<int>(p.e)};
+  const auto load_bands = [&](const KeyTile& tile, int from, int ring) {
+    // Of the last row's first key; see attention.hpp for the offset.
+    const int64_t away =
+        tile.slot - static_cast<int64_t>(first + C::kRows - 1) - (aligned_keys(p, w.b) - p.n);
+    if (relative_keys) load_band<T, C, false>(p, plan, e_table, away, from, ring, e_base);
+    if (relative_values) load_band<T, C, true>(p, plan, f_table, away, from, ring, f_base);
   };
   const auto find = [&](const KeyTile& tile, int stage) {
     if constexpr (kFull)
@@ -441,6 +417,8 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     __syncthreads();
   }
   if (tile_begin < tile_end) load(now, 0);
+  if constexpr (kRelative)
+    if (tile_begin < tile_end) load_bands(now, 0, 0);
   commit_copies();
 
   const int warp_row = warp * 16 * MTiles;
@@ -467,13 +445,37 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     load_matrices(x, chunk_on(q_lane, 2 * step) + 16 * m * C::kRowBytes);
   };
 
+  // Bands: where in the rings this tile's starts, whether it does not go on from the last one's, and the
+  // first tile that meets none of the rows found that are not finite.
+  int ring = 0, odd_end = 0;
+  bool jump = false;
   for (int at = tile_begin; at < tile_end; ++at) {
     const int stage = (at - tile_begin) & 1;
     wait_copies<0>();
-    __syncthreads();
+    if constexpr (kRelative) {
+      if (at > tile_begin) ring = ring + C::kKeys < C::kRing ? ring + C::kKeys : 0;
+      if (jump) {
+        // Nothing of the band is there, and there was no room for it beside the last one.
+        __syncthreads();
+        load_bands(now, 0, ring);
+        commit_copies();
+        wait_copies<0>();
+      }
+      // Each thread looks at what it has copied itself.
+      bool odd = false;
+      if (relative_values) odd = has_odd_band<T, C>(f_base, jump || at == tile_begin ? 0 : C::kRows, ring);
+      if (X == Distances::any ? __syncthreads_or(odd) : (__syncthreads(), false))
+        odd_end = at + C::kBand / C::kKeys;
+    } else {
+      __syncthreads();
+    }
     const KeyTile tile_now = now;
     if (at + 1 < tile_end) {
       load(next, stage ^ 1);
+      if constexpr (kRelative) {
+        jump = next.slot != tile_now.slot + C::kKeys;
+        if (!jump) load_bands(next, C::kRows, ring + C::kKeys < C::kRing ? ring + C::kKeys : 0);
+      }
       now = next;
       if (at + 2 < tile_end) {
         next = tile_at<C::kKeys>(p, w, at + 2);
@@ -513,7 +515,19 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
       continue;
     }
 
-    // S = Q K^T.
+    // Rows of the rings, in bytes: what 16 rows and the keys have of distances, 16 by 16.
+    uint32_t band[kRelative ? C::kNTiles / 2 + 1 : 1];
+    float far[kRelative ? C::kNTiles + 2 : 1][4];
+    if constexpr (kRelative)
+#pragma unroll
+      for (int j = 0; j < C::kNTiles / 2 + 1; ++j) {
+        const int row = ring + C::kRows - 16 - warp_row + 16 * j;
+        band[j] = static_cast<uint32_t>((row < C::kRing ? row : row - C::kRing) * C::kRowBytes);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) far[2 * j][i] = far[2 * j + 1][i] = 0.0f;
+      }
+
+    // S = Q K^T, and the products with the embeddings of the band.
     float s[MTiles][C::kNTiles][4];
 #pragma unroll
     for (int m = 0; m < MTiles; ++m)
@@ -551,7 +565,28 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
             multiply(s[m][j + i], a[m], b[2 * i], b[2 * i + 1], T());
           }
       }
+      if constexpr (kRelative)
+        if (relative_keys)
+#pragma unroll
+          for (int j = 0; j < C::kNTiles / 2 + 1; ++j) {
+            uint32_t b[4], b_small[4];
+            load_matrices(b, chunk_on(e_base + k_lane, 2 * step) + band[j]);
+            if constexpr (sizeof(T) == 4)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              float(&x)[4] = far[2 * j + i];
+              if constexpr (sizeof(T) == 4) {
+                multiply(x, a_small[0], b[2 * i], b[2 * i + 1], T());
+                multiply(x, a[0], b_small[2 * i], b_small[2 * i + 1], T());
+              }
+              multiply(x, a[0], b[2 * i], b[2 * i + 1], T());
+            }
+          }
     }
+    if constexpr (kRelative)
+      if (relative_keys) add_diagonals<C::kNTiles>(s[0], far);
 
     // What a row's output so far counts, since its maximum has grown.
     float share[MTiles][2];
@@ -682,16 +717,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 #pragma unroll
         for (int j = 0; j < C::kOTiles; ++j) {
           float v[2];
-          const int chunk = (8 * j + 2 * t) / C::kPerChunk, inside = (8 * j + 2 * t) % C::kPerChunk;
-          if constexpr (sizeof(T) == 4) {
-            const uint32_t from = v_tile + value_place_of<C::kChunks>(key, chunk) + inside * 4;
-            v[0] = __uint_as_float(load_shared(from)), v[1] = __uint_as_float(load_shared(from + 4));
-          } else {
-            const uint32_t both = load_shared(v_tile + place_of<C::kChunks>(key, chunk) + inside * 2);
-            T x[2];
-            *reinterpret_cast<uint32_t*>(x) = both;
-            v[0] = to_float(x[0]), v[1] = to_float(x[1]);
-          }
+          load_two_values<T, C>(v, v_tile, key, 8 * j + 2 * t);
 #pragma unroll
           for (int c = 0; c < 2; ++c)
             if (!(fabsf(v[c]) < INFINITY))
@@ -787,6 +813,97 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
         }
       }
     }
+
+    // O += P' F, the weights by distance times the embeddings of values.
+    if constexpr (X == Distances::any)
+      if (relative_values) {
+        float weight[C::kNTiles + 2][4];
+        spread_diagonals<C::kNTiles>(weight, s[0]);
+        const bool odd = at < odd_end;
+        if (odd) {
+          // Found as among values: in each row the distances that it sees.
+#pragma unroll 1
+          for (int y = 0; y < C::kKeys + 16; ++y) {
+            bool sees[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              const int key = y - 15 + g + 8 * half;
+              const bool inside = key >= 0 && key < C::kKeys;
+              const int column = inside ? key : 0;
+              const uint32_t bits = __shfl_sync(kAllLanes, masked ? seen[0][half] : 0xffffffffu,
+                                                (lane & ~3) | (column % 8 / 2));
+              sees[half] = inside && ((bits >> (column / 8 * 2 + (column & 1))) & 1);
+            }
+            const int turn = ring + C::kRows - 16 - warp_row + y,
+                      row = turn < C::kRing ? turn : turn - C::kRing;
+#pragma unroll
+            for (int j = 0; j < C::kOTiles; ++j) {
+              float v[2];
+              load_two_values<T, C>(v, f_base, row, 8 * j + 2 * t);
+#pragma unroll
+              for (int c = 0; c < 2; ++c)
+                if (!(fabsf(v[c]) < INFINITY))
+#pragma unroll
+                  for (int half = 0; half < 2; ++half)
+                    if (sees[half]) o[0][j][2 * half + c] += v[c];
+            }
+          }
+        }
+        if constexpr (sizeof(T) == 2) {
+#pragma unroll
+          for (int step = 0; step < C::kNTiles / 2 + 1; ++step) {
+            const uint32_t a[4] = {pack(weight[2 * step][0], weight[2 * step][1], T()),
+                                   pack(weight[2 * step][2], weight[2 * step][3], T()),
+                                   pack(weight[2 * step + 1][0], weight[2 * step + 1][1], T()),
+                                   pack(weight[2 * step + 1][2], weight[2 * step + 1][3], T())};
+#pragma unroll
+            for (int j = 0; j < C::kOTiles; j += 2) {
+              uint32_t b[4];
+              load_matrices_transposed(b, chunk_on(f_base + v_lane, j) + band[step]);
+              if (odd)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);
+              multiply(o[0][j], a, b[0], b[1], T());
+              multiply(o[0][j + 1], a, b[2], b[3], T());
+            }
+          }
+        } else {
+          // As with values, summed apart, 16 distances at a time for the sake of registers.
+#pragma unroll
+          for (int step = 0; step < C::kNTiles / 2 + 1; ++step) {
+            uint32_t a[2][4], a_small[2][4];
+#pragma unroll
+            for (int j8 = 0; j8 < 2; ++j8)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) {
+                uint32_t big;
+                a[j8][i] = __float_as_uint(weight[2 * step + j8][i / 2 + i % 2 * 2]);
+                split(a[j8][i], big, a_small[j8][i]);
+              }
+#pragma unroll
+            for (int j = 0; j < C::kOTiles; ++j) {
+              float large[4] = {}, small[4] = {};
+#pragma unroll
+              for (int j8 = 0; j8 < 2; ++j8) {
+                uint32_t b[2], b_small[2];
+                const int chunk = 2 * j + g / 4, y = 8 * j8 + 2 * t;
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                  b[i] =
+                      load_shared(f_base + band[step] + value_place_of<C::kChunks>(y + i, chunk) + g % 4 * 4);
+                  if (odd) b[i] = finite_part<T>(b[i]);
+                  split(b[i], b[i], b_small[i]);
+                }
+                multiply(small, a_small[j8], b[0], b[1], T());
+                multiply(large, a[j8], b[0], b[1], T());
+                multiply(small, a[j8], b_small[0], b_small[1], T());
+              }
+#pragma unroll
+              for (int i = 0; i < 4; ++i) o[0][j][i] += large[i] + small[i];
+            }
+          }
+        }
+      }
   }
 
   if (tile_begin >= tile_end) {
@@ -924,15 +1041,22 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <class T, int Dim, int MTiles, Kind K, int MinBlocks>
+template <class T>
+void combine_parts(Context& ctx, const Params& p, const TensorPlan& plan) {
+  if (plan.parts == 1) return;
+  const int64_t rows = static_cast<int64_t>(plan.units) * plan.tiles * plan.rows;
+  combine_kernel<T><<<grid_for(ctx, rows, kThreads / 32), kThreads, 0, stream_of(ctx)>>>(p, plan);
+  CUDA_CHECK_LAUNCH();
+}
+template <class T, int Dim, int MTiles, Kind K, int MinBlocks, Distances X = Distances::none>
 void launch_one(Context& ctx, const Params& p, const TensorPlan& plan) {
-  const auto kernel = tensor_kernel<T, Dim, MTiles, K, MinBlocks>;
-  constexpr size_t kBytes = shared_bytes<T, Dim, MTiles, K>();
+  const auto kernel = tensor_kernel<T, Dim, MTiles, K, MinBlocks, X>;
+  const size_t bytes = shared_bytes<Tile<T, Dim, MTiles, X>, K>(p);
   CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   const unsigned grid = static_cast<unsigned>(plan.units) * static_cast<unsigned>(plan.tiles) *
                         static_cast<unsigned>(plan.parts);
-  kernel<<<grid, kThreads, kBytes, stream_of(ctx)>>>(p, plan);
+  kernel<<<grid, kThreads, bytes, stream_of(ctx)>>>(p, plan);
   CUDA_CHECK_LAUNCH();
 }
 /// MinBlocks: blocks an SM that registers (65536) and shared memory (228 KiB on Hopper) leave room for. Lean
@@ -964,10 +1088,24 @@ void launch_type(Context& ctx, const Params& p, const TensorPlan& plan) {
     launch_dim<T, 128, 2>(ctx, p, plan);
   else
     launch_dim<T, 256, kWide ? 1 : 2>(ctx, p, plan);
-  if (plan.parts == 1) return;
-  const int64_t rows = static_cast<int64_t>(plan.units) * plan.tiles * plan.rows;
-  combine_kernel<T><<<grid_for(ctx, rows, kThreads / 32), kThreads, 0, stream_of(ctx)>>>(p, plan);
-  CUDA_CHECK_LAUNCH();
+  combine_parts<T>(ctx, p, plan);
+}
+/// Two instances a type and head size: relative keys of an otherwise lean call, and everything there is.
+template <class T, int Dim, int LeanBlocks, int Blocks>
+void launch_relative_dim(Context& ctx, const Params& p, const TensorPlan& plan) {
+  if (plan.kind == Kind::lean)
+    launch_one<T, Dim, 1, Kind::lean, LeanBlocks, Distances::keys>(ctx, p, plan);
+  else
+    launch_one<T, Dim, 1, Kind::terms, Blocks, Distances::any>(ctx, p, plan);
+}
+template <class T>
+void launch_relative_type(Context& ctx, const Params& p, const TensorPlan& plan) {
+  constexpr bool kWide = sizeof(T) == 4;
+  if (std::max(p.d, p.e) <= 64)
+    launch_relative_dim<T, 64, kWide ? 2 : 3, 2>(ctx, p, plan);
+  else
+    launch_relative_dim<T, 128, kWide ? 1 : 2, kWide ? 1 : 2>(ctx, p, plan);
+  combine_parts<T>(ctx, p, plan);
 }
 
 }  // namespace

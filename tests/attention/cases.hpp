@@ -311,6 +311,59 @@ inline void odd_embeddings(Case& c, Context& ctx, Random& r) {
             std::to_string(s.d) + " E" + std::to_string(s.e) + " " + std::string(name(s.dtype));
 }
 
+/// Relative embeddings in the shapes and under the masks that tiles of 64 rows and 32 or 64 keys meet: ends
+/// inside tiles, jumps between blocks of keys, rows without keys. Also what leads away from such tiles.
+inline void relative_case(Case& c, Context& ctx, uint64_t seed) {
+  Random r(seed);
+  Sizes s;
+  s.b = r.integer(1, 2), s.hkv = r.integer(1, 2), s.h = s.hkv * r.integer(1, 3);
+  s.n = r.chance(0.15) ? r.integer(1, 5) : r.integer(30, 290);
+  s.m = r.chance(0.4) ? s.n : r.integer(1, 330);
+  const int64_t widths[] = {8, 40, 64, 65, 100, 128};
+  s.d = r.chance(0.8) ? widths[r.integer(0, 5)] : r.integer(1, 140);
+  s.e = r.chance(0.7) ? s.d : r.integer(1, 128);
+  s.dtype = r.chance(0.4) ? DType::f32 : r.chance(0.6) ? DType::bf16 : DType::f16;
+  c.text = "relative seed " + std::to_string(seed) + ":";
+  base_case(c, ctx, r, s, r.chance(0.4), r.chance(0.3));
+  random_embeddings(c.args, ctx, r, s, r.chance(0.5) ? 0 : static_cast<int>(r.integer(1, 2)), c.text);
+  if (r.chance(0.5)) c.args.relative.origin = c.args.relative.keys ? c.args.relative.keys.dim(1) - 1 : 0;
+  c.args.mask = &c.mask;
+  const int kind = static_cast<int>(r.integer(0, 7));
+  if (kind == 1 || kind == 2) c.mask.rule.causal = true, c.text += " causal";
+  if (kind == 3) {
+    c.mask.rule.band = true, c.mask.rule.left = r.integer(0, 80), c.mask.rule.right = r.integer(-1, 80);
+    c.mask.rule.sinks = r.integer(0, 70);
+    c.text += " band " + std::to_string(c.mask.rule.left) + " sinks " + std::to_string(c.mask.rule.sinks);
+  }
+  if (kind == 4) random_rule(c, ctx, r, s, c.text);
+  if (kind == 5 || kind == 6) {
+    const int64_t blocks[] = {16, 32, 64, 128, r.integer(1, 100)};
+    c.mask.block_q = blocks[r.integer(0, 4)], c.mask.block_k = blocks[r.integer(0, 4)];
+    c.mask.rule.causal = kind == 6;
+    random_lists(c.mask, ctx, r, s);
+    c.text += " lists " + std::to_string(c.mask.block_q) + "x" + std::to_string(c.mask.block_k);
+  }
+  if (kind == 7) {
+    const int which = static_cast<int>(r.integer(0, 2));
+    if (which == 0) random_gather(c, ctx, r, s), c.text += " gather";
+    if (which == 1) c.mask.q_order = random_order(ctx, r, s.n), c.text += " q_order";
+    if (which == 2) c.mask.k_order = random_order(ctx, r, s.m), c.text += " k_order";
+  }
+  if (r.chance(0.2)) {
+    std::vector<int32_t> lengths;
+    for (int64_t b = 0; b < s.b; ++b) lengths.push_back(static_cast<int32_t>(r.integer(0, s.m)));
+    c.mask.key_length = ints(ctx, {s.b}, lengths);
+    c.text += " length";
+  }
+  if (r.chance(0.2)) random_terms(c.args, ctx, r, s, c.text);
+  if (r.chance(0.05)) c.args.scale = -c.args.scale;
+  if (r.chance(0.2)) c.args.split_keys = r.integer(1, 5), c.text += " split";
+  add_masses(c, ctx, r.chance(0.1), r.chance(0.1));
+  c.text += " B" + std::to_string(s.b) + " H" + std::to_string(s.h) + "/" + std::to_string(s.hkv) + " N" +
+            std::to_string(s.n) + " M" + std::to_string(s.m) + " D" + std::to_string(s.d) + " E" +
+            std::to_string(s.e) + " " + std::string(name(s.dtype));
+}
+
 /// One random mixture. Case numbers are seeds: a failing one can be run alone.
 inline void random_case(Case& c, Context& ctx, uint64_t seed) {
   Random r(seed);

@@ -367,6 +367,126 @@ TEST_CASE("a thousand rows: the fast kernels, the device's oracle and the CPU ag
       }
 }
 
+TEST_CASE(
+    "relative embeddings in random shapes and under random masks agree with double precision on the device") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  const char* only = std::getenv("ATTNBENCH_SEED");
+  // Half as many as above: these cases are larger.
+  for (int64_t seed = only ? std::atoll(only) : 0; seed < (only ? std::atoll(only) + 1 : seeds() / 2);
+       ++seed) {
+    Case c;
+    relative_case(c, host, static_cast<uint64_t>(seed));
+    run_all(gpu, c.args, c.text);
+  }
+}
+
+TEST_CASE(
+    "relative embeddings that are not finite reach the rows that see them, and no others, on the device") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  for (uint64_t seed = 0; seed < 200; ++seed) {
+    Case c;
+    Random r(seed + 5000);
+    odd_embeddings(c, host, r);
+    run_all(gpu, c.args, c.text);
+  }
+}
+
+TEST_CASE("relative embeddings have tiles, but for what takes distances apart or is too wide") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(37);
+  const ForceKernel force("sm80");
+  const auto plan = [&](int64_t d, DType dtype, int which, auto&& change) {
+    Case c;
+    base_case(c, host, r, {1, 2, 1, 200, 200, d, d, dtype}, false, false);
+    random_embeddings(c.args, host, r, {1, 2, 1, 200, 200, d, d, dtype}, which, c.text);
+    c.mask.rule.causal = true;
+    c.args.mask = &c.mask;
+    change(c);
+    Mirror m(gpu, c.args);
+    return backend->attention_plan(m.args);
+  };
+  const auto nothing = [](Case&) {};
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32}) {
+    CHECK(plan(64, dtype, 0, nothing).find(dtype == DType::f32 ? "sm80 64x32 lean" : "sm80 64x64 lean") == 0);
+    CHECK(plan(64, dtype, 0, nothing).find("relative") != std::string::npos);
+    CHECK(plan(64, dtype, 2, nothing).find("terms, relative") != std::string::npos);
+    CHECK(plan(136, dtype, 0, nothing).find("reference: rows longer than 128") == 0);
+  }
+  CHECK(plan(128, DType::bf16, 2, nothing).find("sm80 64x32 terms, relative") == 0);
+  CHECK(plan(64, DType::f32, 0, [&](Case& c) {
+          c.mask.q_order = random_order(host, r, 200);
+        }).find("reference: distances") == 0);
+  CHECK(plan(64, DType::f32, 0, [&](Case& c) {
+          c.mask.k_order = random_order(host, r, 200);
+        }).find("reference: distances") == 0);
+}
+
+TEST_CASE("relative embeddings over two thousand rows: the fast kernel and the CPU agree in norm") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 2), gpu(*backend);
+  Random r(41);
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (int64_t d : {64, 128})
+      for (int kind = 0; kind < 4; ++kind) {
+        // Music Transformer's call; not causal and clipped (Shaw et al.); values too; blocks of keys.
+        Case c;
+        const int64_t n = 2050, m = kind == 1 ? 2300 : n, reach = kind == 0 ? 1024 : 400;
+        base_case(c, host, r, {1, 4, 2, n, m, d, d, dtype}, false, false);
+        c.args.lse = floats(host, {1, 4, n});
+        const auto table = [&] {
+          const Tensor t = fresh(host, r, dtype, {1, 4, kind == 1 ? 2 * reach - 1 : reach, d}, false);
+          fill(t, [&] { return r.normal(); });
+          return t.select(0, 0);
+        };
+        c.args.relative.keys = table();
+        if (kind == 2) c.args.relative.values = table();
+        c.args.relative.origin = reach - 1, c.args.relative.clip = kind == 1;
+        ElementRule rule;
+        rule.causal = kind != 1;
+        if (kind == 3) rule.band = true, rule.left = 700, rule.sinks = 70;
+        if (kind == 3)
+          c.mask = make_block_mask(host, rule, n, m, 128, 128);
+        else
+          c.mask.rule = rule;
+        c.args.mask = &c.mask;
+        std::vector<double> o[2], lse[2];
+        for (int which = 0; which < 2; ++which) {
+          poison(c.args.o), poison(c.args.lse);
+          if (which == 0) {
+            attention(host, c.args);
+          } else {
+            const ForceKernel force("sm80");
+            Mirror there(gpu, c.args);
+            INFO(backend->attention_plan(there.args));
+            attention(gpu, there.args);
+            gpu.backend().synchronize();
+            there.fetch(gpu);
+          }
+          for (int64_t h = 0; h < 4; ++h)
+            for (int64_t i = 0; i < n; ++i) {
+              lse[which].push_back(element(c.args.lse, {0, h, i}));
+              for (int64_t x = 0; x < d; ++x) o[which].push_back(element(c.args.o, {0, h, i, x}));
+            }
+        }
+        double away = 0, size = 0, lse_away = 0;
+        for (size_t i = 0; i < o[0].size(); ++i)
+          away += (o[1][i] - o[0][i]) * (o[1][i] - o[0][i]), size += o[0][i] * o[0][i];
+        for (size_t i = 0; i < lse[0].size(); ++i)
+          lse_away = std::max(lse_away, std::fabs(lse[1][i] - lse[0][i]));
+        INFO(name(dtype) << " D " << d << " kind " << kind);
+        // As for plain rows, see above.
+        CHECK(std::sqrt(away / size) <= (dtype == DType::f32 ? 1e-5 : epsilon_of(dtype)));
+        CHECK(lse_away <= 1e-4);
+      }
+}
+
 TEST_CASE("a call is captured into a graph and replays") {
   Backend* backend = testing::open_device();
   if (!backend) return;
