@@ -1,5 +1,6 @@
 // Local linear attention: for each query a ridge regression of the values on the keys, weighted by softmax,
-// whose value at the query is the output. FlashLLA's sweeps as products over tiles of queries.
+// whose value at the query is the output. FlashLLA's iteration is one operator; the direct solve is composed
+// of products over tiles of queries.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -11,6 +12,7 @@
 #include "kernels/elementwise/pointwise.hpp"
 #include "kernels/gemm/gemm.hpp"
 #include "kernels/layout/layout.hpp"
+#include "kernels/local_linear/local_linear.hpp"
 #include "kernels/softmax/softmax.hpp"
 #include "methods/attention_rows.hpp"
 #include "methods/heads_form.hpp"
@@ -40,18 +42,17 @@ MethodInfo describe() {
       "w_ij = exp(scale q_i.k_j - max),  omega = sum_j w_ij,  z_ij = k_j - q_i\n"
       "mu = sum_j w_ij z_ij,  Sigma = sum_j w_ij z_ij z_ij^T + lambda omega I,  rho = Sigma^-1 mu\n"
       "delta = omega - mu.rho,  o_i = sum_j w_ij (1 - rho.z_ij) / delta v_j\n"
-      "sweep:  o, lse, max of fused attention with values K;  W = softmax of a tile of rows\n"
-      "cg:     y = (W had (P K^T)) K each iteration, then Sigma p = y - (p.q) kbar - (p.kbar) q + (p.q) q + "
-      "lambda p\n"
+      "cg:     Sigma p = sum_j w_j (k_j.p - kbar.p) k_j + mu (mu.p) + ridge p, kbar the mean of the keys; a "
+      "sweep each\n"
       "output: o = (W had (c - R K^T)) V,  R = rho / delta,  c = (1 + rho.q) / delta";
   m.cost =
-      "P visible pairs in whole tiles of row_tile queries, T = cg_max_iters: sweep 4 P D on the exact pairs, "
-      "weights 2 P "
-      "D, each iteration 4 P D, output 2 P D + 2 P E + 2 P. FlashLLA recomputes the weights in each sweep: 2 "
-      "P D (5 + 3 "
-      "T). Jacobi adds 2 P D. cholesky: 2 P D^2 and D^3 / 3 a query. Memory N D, and row_tile x N a head for "
-      "the "
-      "weights of a tile.";
+      "P visible pairs, T = cg_max_iters: scores 2 P D, kbar 2 P D, each iteration 4 P D, output 2 P D + 2 P "
+      "E; "
+      "FlashLLA computes the weights again in each sweep: 2 P D (5 + 3 T). Jacobi adds 2 P D. cholesky works "
+      "on "
+      "whole tiles of row_tile queries: weights 2 P D, 2 P D^2 and D^3 / 3 a query. Memory N D, and row_tile "
+      "x N "
+      "for the weights of a tile.";
   ParamSpec rtol = spec::number("cg_rtol", 1e-12, 0, "on the squared residual, relative to |mu|^2"),
             atol = spec::number("cg_atol", 1e-12, 0, "least |mu|^2 that cg_rtol refers to");
   ParamSpec row_tile = spec::integer("row_tile", 64, 16, "queries whose weights are in memory at a time"),
@@ -87,11 +88,15 @@ MethodInfo describe() {
       "Everything is divided by omega, so that ridge and tolerances act on normalised weights; delta_eps, "
       "cg_atol and "
       "the guard 1e-10 of alpha are scaled accordingly.",
-      "All arithmetic is f32 for every dtype; bf16 and f16 operands are widened first. Dots over channels "
-      "are in f64.",
-      "The weights of a tile are kept over the iterations instead of being recomputed in each as FlashLLA "
-      "does: memory "
-      "stays linear in N and an iteration costs 4 P D instead of 6 P D.",
+      "All arithmetic on rows is f32 for every dtype; on tensor cores operands are split into as many bf16 "
+      "terms "
+      "as that takes. Dots over channels are in f64.",
+      "Sigma is applied around the mean of the keys and not expanded around the origin, where the terms of "
+      "the "
+      "paper's code cancel; the weights sum to 1 however small delta is.",
+      "The CPU keeps the weights of a tile over the iterations; a device computes them again, as FlashLLA "
+      "does, "
+      "and is not credited for it.",
       "lambda is one number; the per-token lambda of the paper's models is a learned projection outside the "
       "operator.",
       "Rows for analyses are |s_ij| / sum_j |s_ij| (chosen: the weights are signed)."};
@@ -249,9 +254,11 @@ class LocalLinearInstance final : public Instance {
 
   void prepare(Context& ctx) override {
     // Kept from run to run for analyses: what FlashLLA keeps of each row.
-    rho_ = ctx.allocate(DType::f32, {all_heads(), form_.head_dim, form_.queries});
+    rho_ = ctx.allocate(DType::f32, eliminates() ? Shape{all_heads(), form_.head_dim, form_.queries}
+                                                 : Shape{all_heads(), form_.queries, form_.head_dim});
     coefficient_ = ctx.allocate(DType::f32, {all_heads(), 1, form_.queries});
     delta_ = ctx.allocate(DType::f32, {all_heads(), 1, form_.queries});
+    if (!eliminates()) return;
     std::vector<float> ones(static_cast<size_t>(std::max(form_.keys, form_.head_dim)), 1.0f);
     const Shape shape{static_cast<int64_t>(ones.size())};
     ones_ = ctx.allocate(DType::f32, shape);
@@ -259,6 +266,10 @@ class LocalLinearInstance final : public Instance {
   }
 
   void run(Context& ctx) override {
+    if (!eliminates()) {
+      const auto stage = ctx.stage("iterate");
+      return local_linear(ctx, arguments(input("q"), input("k"), input("v"), rho_, coefficient_, delta_));
+    }
     Tensor q = input("q"), k = input("k"), v = input("v"), o = o_;
     if (dtype_ != DType::f32) {
       const auto stage = ctx.stage("widen");
@@ -306,6 +317,17 @@ class LocalLinearInstance final : public Instance {
     const int64_t bh = all_heads(), d = f.head_dim;
     ClosedForm form;
     Cost& sum = form.cost;
+    if (!eliminates()) {
+      float nothing = 0;
+      const auto shaped = [&](DType dtype, const Shape& shape) {
+        return Tensor::borrow(DeviceKind::cpu, dtype, shape, &nothing);
+      };
+      sum = local_linear_cost(arguments(
+          shaped(dtype_, {f.batch, f.heads, f.queries, d}), shaped(dtype_, {f.batch, f.heads, f.keys, d}),
+          shaped(dtype_, {f.batch, f.heads, f.keys, e_}), shaped(DType::f32, {bh, f.queries, d}),
+          shaped(DType::f32, {bh, 1, f.queries}), shaped(DType::f32, {bh, 1, f.queries})));
+      return form;
+    }
     if (dtype_ != DType::f32) {
       const int64_t in = bh * (f.queries * d + f.keys * (d + e_)), out = bh * f.queries * e_;
       sum.bytes_read += in * bytes + out * 4, sum.bytes_written += in * 4 + out * bytes;
@@ -343,7 +365,8 @@ class LocalLinearInstance final : public Instance {
     AttentionArgs a = sweep();
     a.q = input("q"), a.k = input("k"), a.v = input("v");
     attention_rows(ctx, a, b, h, q_begin, q_end, out);
-    const int64_t d = form_.head_dim, m = form_.keys, n = form_.queries, head = b * form_.heads + h;
+    const int64_t d = form_.head_dim, m = form_.keys, n = form_.queries, head = b * form_.heads + h,
+                  row_step = eliminates() ? 1 : d, channel_step = eliminates() ? n : 1;
     const Tensor k = on_host(ctx, input("k").select(0, b).select(0, h)),
                  rho = on_host(ctx, rho_.select(0, head)), c = on_host(ctx, coefficient_.select(0, head));
     std::vector<float> keys(static_cast<size_t>(m * d));
@@ -356,7 +379,7 @@ class LocalLinearInstance final : public Instance {
         if (row[j] == 0.0f) continue;
         double t = c.data<float>()[i];
         for (int64_t x = 0; x < d; ++x)
-          t -= static_cast<double>(rho.data<float>()[x * n + i]) *
+          t -= static_cast<double>(rho.data<float>()[i * row_step + x * channel_step]) *
                static_cast<double>(keys[static_cast<size_t>(j * d + x)]);
         row[j] = static_cast<float>(std::abs(static_cast<double>(row[j]) * t));
         sum += static_cast<double>(row[j]);
@@ -393,6 +416,19 @@ class LocalLinearInstance final : public Instance {
     Tensor q, kbar, mu, ridge, x;  ///< [BH, D, rows]; ridge [BH, 1, rows]
   };
 
+  bool eliminates() const { return solver_ == "cholesky"; }
+  LocalLinearArgs arguments(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& rho,
+                            const Tensor& coefficient, const Tensor& delta) const {
+    const Shape rows = omega_.shape();
+    LocalLinearArgs a;
+    a.q = q, a.k = k, a.v = v, a.o = o_, a.omega = omega_;
+    a.rho = rho.reshape(q.shape()), a.coefficient = coefficient.reshape(rows), a.delta = delta.reshape(rows);
+    a.scale = scale_, a.causal = causal_, a.lambda = lambda_, a.absolute = absolute_,
+    a.delta_eps = delta_eps_;
+    a.jacobi = solver_ == "cg_jacobi", a.iterations = iterations_, a.rtol = rtol_, a.atol = atol_;
+    a.block = block_, a.row_tile = row_tile_;
+    return a;
+  }
   int64_t all_heads() const { return form_.batch * form_.heads; }
   /// Keys that query i sees.
   int64_t keys_of(int64_t i) const { return causal_ ? i + 1 + form_.keys - form_.queries : form_.keys; }
@@ -439,10 +475,7 @@ class LocalLinearInstance final : public Instance {
         e.affine(t.omega, 0.0f, lambda_, s.ridge);
       }
     }
-    if (solver_ == "cholesky")
-      eliminate(e, t, s, weights);
-    else
-      iterate(e, t, s, weights, products);
+    eliminate(e, t, s, weights);
     {
       const auto stage = e.stage("solve");
       finish(e, t, s);
@@ -453,104 +486,6 @@ class LocalLinearInstance final : public Instance {
     e.product(t.rho, true, t.k, true, products, -1.0f, true);
     e.mul(products, weights, products);
     e.product(products, false, t.v, false, t.o);
-  }
-
-  /// Conjugate gradients; x = 0 where no iteration is asked for.
-  void iterate(Engine& e, const Tile& t, const Systems& s, const Tensor& weights,
-               const Tensor& products) const {
-    const int64_t bh = all_heads(), d = form_.head_dim;
-    const bool jacobi = solver_ == "cg_jacobi";
-    const Shape scalars{bh, 1, t.rows};
-    const Tensor r = e.fresh(s.mu.shape()), p = e.fresh(s.mu.shape()), y = e.fresh(s.mu.shape()),
-                 term = e.fresh(s.mu.shape());
-    Tensor diagonal;
-    if (jacobi) {
-      const auto stage = e.stage("diagonal");
-      const Tensor squares = e.fresh({bh, t.keys, d});
-      e.mul(t.k, t.k, squares);
-      diagonal = e.fresh(s.mu.shape());
-      e.product(squares, true, weights, true, diagonal);
-      // sum p k k + (q - 2 kbar) q + ridge.
-      e.affine(s.kbar, -2.0f, 0.0f, term);
-      e.add(term, s.q, term);
-      e.mul(term, s.q, term);
-      e.add(diagonal, term, diagonal);
-      e.add(diagonal, Engine::across(s.ridge, diagonal), diagonal);
-    }
-    const Tensor z = jacobi ? e.fresh(s.mu.shape()) : r, all = ones(e, d);
-    Tensor rz = e.fresh(scalars), next = e.fresh(scalars), rr = jacobi ? e.fresh(scalars) : rz;
-    const Tensor limit = e.fresh(scalars), guard = e.fresh(scalars), alpha = e.fresh(scalars),
-                 active = e.fresh(scalars);
-    {
-      const auto stage = e.stage("solve");
-      e.affine(s.mu, 0.0f, 0.0f, s.x);
-      e.affine(s.mu, 1.0f, 0.0f, r);
-      if (jacobi) e.div(r, diagonal, z);
-      e.affine(z, 1.0f, 0.0f, p);
-      e.dot(r, z, all, rz);
-      if (jacobi) e.dot(r, r, all, rr);
-      // Bounds on unnormalised quantities: r by omega, p . Sigma p by its cube.
-      e.sub(t.most, t.lse, guard);
-      e.affine(guard, 2.0f, 0.0f, limit);
-      e.unary(PointwiseArgs::Op::exp, limit, limit);
-      e.affine(limit, atol_, 0.0f, limit);
-      e.sub(limit, rr, limit);  // max(a, b) = b + relu(a - b)
-      e.unary(PointwiseArgs::Op::relu, limit, limit);
-      e.add(limit, rr, limit);
-      e.affine(limit, rtol_, 0.0f, limit);
-      e.affine(guard, 3.0f, 0.0f, guard);
-      e.unary(PointwiseArgs::Op::exp, guard, guard);
-      e.affine(guard, 1e-10f, 0.0f, guard);
-    }
-    for (int64_t iteration = 0; iteration < iterations_; ++iteration) {
-      for (int64_t c = 0; c < d; c += block_) {
-        const auto part = [&](const Tensor& x) { return x.slice(1, c, c + block_); };
-        const Tensor keys = t.k.slice(2, c, c + block_), pc = part(p), yc = part(y), tc = part(term);
-        {
-          const auto stage = e.stage("iterate");
-          e.product(pc, true, keys, true, products);
-          e.mul(products, weights, products);
-          e.product(keys, true, products, true, yc);
-        }
-        // Sigma p = y - (p.q) kbar + (p.q - p.kbar) q + ridge p
-        const auto stage = e.stage("solve");
-        const Tensor pq = alpha, pk = active, channels = ones(e, block_);
-        e.dot(pc, part(s.q), channels, pq);
-        e.dot(pc, part(s.kbar), channels, pk);
-        e.mul(part(s.kbar), Engine::across(pq, tc), tc);
-        e.sub(yc, tc, yc);
-        e.sub(pq, pk, pk);
-        e.mul(part(s.q), Engine::across(pk, tc), tc);
-        e.add(yc, tc, yc);
-      }
-      const auto stage = e.stage("solve");
-      e.mul(p, Engine::across(s.ridge, p), term);
-      e.add(y, term, y);
-      // Rows below their bound rest: a step, not a comparison, so that no flag leaves the arithmetic.
-      e.sub(rr, limit, active);
-      e.unary(PointwiseArgs::Op::affine, active, active, 1e30f, 0.0f);
-      PointwiseArgs::Op clamp = PointwiseArgs::Op::clamp;
-      e.unary(clamp, active, active, 0.0f, 1.0f);
-      e.dot(p, y, all, alpha);
-      e.add(alpha, guard, alpha);
-      e.div(rz, alpha, alpha);
-      e.mul(alpha, active, alpha);
-      e.mul(p, Engine::across(alpha, p), term);
-      e.add(s.x, term, s.x);
-      e.mul(y, Engine::across(alpha, y), term);
-      e.sub(r, term, r);
-      if (jacobi) e.div(r, diagonal, z);
-      e.dot(r, z, all, next);
-      if (jacobi) e.dot(r, r, all, rr);
-      // beta; the smallest normal number keeps 0 / 0 out of rows at rest.
-      e.affine(rz, 1.0f, 1.2e-38f, rz);
-      e.div(next, rz, alpha);
-      e.mul(alpha, active, alpha);
-      e.mul(p, Engine::across(alpha, p), p);
-      e.add(p, z, p);
-      std::swap(rz, next);
-      if (!jacobi) rr = rz;
-    }
   }
 
   /// Sigma formed and eliminated row by row, all queries of the tile at once; the same block by block of
