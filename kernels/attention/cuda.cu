@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/attention/masses.cuh"
 #include "kernels/attention/neighborhood.hpp"
 #include "kernels/attention/sm80.cuh"
 #include "kernels/attention/sm90.cuh"
@@ -129,6 +130,31 @@ Params make_params(const AttentionArgs& a) {
 
 namespace {
 
+/// Rows that 16-byte copies can take: the base and every step but the last axis's are multiples of 16 bytes.
+bool aligned(const Tensor& t) {
+  const int64_t size = static_cast<int64_t>(size_of(t.dtype()));
+  bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
+  for (int a = 0; a < t.rank() - 1; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) * size % 16 == 0);
+  return ok;
+}
+
+}  // namespace
+
+void plan_masks(const AttentionArgs& a, const Params& p, TensorPlan& x) {
+  const DeviceRule& rule = p.rule;
+  x.limits = rule.causal || rule.band || rule.rank > 0 || p.row_begin.data;
+  // Ranges of tokens are ranges of slots only without an order of the keys.
+  const bool ranges = rule.causal || rule.band || p.row_begin.data || p.key_length;
+  x.general_rule =
+      rule.rank > 0 || rule.segment_q || rule.bitmap || p.key_valid || p.has_gather || (p.k_order && ranges);
+  x.general_full = p.key_valid || (p.k_order && (p.row_begin.data || p.key_length));
+  x.columns = x.general_rule || x.general_full || p.k_order;
+  x.q_aligned = aligned(a.q), x.k_aligned = aligned(a.k), x.v_aligned = aligned(a.v),
+  x.o_aligned = aligned(a.o);
+}
+
+namespace {
+
 /// Which kernels run a call, and why no faster ones.
 enum class Route { reference, sm80 };
 struct Choice {
@@ -168,14 +194,6 @@ void size_tiles(Choice& c, const Params& p, DType dtype) {
                         : size_tiles<float>(c, p);
 }
 
-/// Rows that 16-byte copies can take: the base and every step but the last axis's are multiples of 16 bytes.
-bool aligned(const Tensor& t) {
-  const int64_t size = static_cast<int64_t>(size_of(t.dtype()));
-  bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
-  for (int a = 0; a < t.rank() - 1; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) * size % 16 == 0);
-  return ok;
-}
-
 // Part of the L2 cache that one section's keys and values may take: H100 and H200 have 50 MB, of which a side
 // of the chip sees half without crossing over.
 constexpr int64_t kSectionBytes = int64_t{32} << 20;
@@ -212,17 +230,7 @@ Choice choose_tiles(const CudaBackend& backend, const AttentionArgs& a, const Pa
   if (relative && (p.q_order || p.k_order || p.has_gather))
     return c.why = "distances run along consecutive tokens, which orders and gather lists take apart", c;
 
-  const DeviceRule& rule = p.rule;
-  x.limits = rule.causal || rule.band || rule.rank > 0 || p.row_begin.data;
-  // Ranges of tokens are ranges of slots only without an order of the keys.
-  const bool ranges = rule.causal || rule.band || p.row_begin.data || p.key_length;
-  x.general_rule =
-      rule.rank > 0 || rule.segment_q || rule.bitmap || p.key_valid || p.has_gather || (p.k_order && ranges);
-  x.general_full = p.key_valid || (p.k_order && (p.row_begin.data || p.key_length));
-  x.columns = x.general_rule || x.general_full || p.k_order;
-  x.q_aligned = aligned(a.q), x.k_aligned = aligned(a.k), x.v_aligned = aligned(a.v),
-  x.o_aligned = aligned(a.o);
-
+  plan_masks(a, p, x);
   x.direct = x.k_aligned && x.v_aligned && !p.table && !p.k_order && !p.has_gather;
   // Scores that need more than a factor, and the sum of p log p, go through their own instances; beside
   // relative embeddings whatever is not lean does, as do embeddings of values, for fewer instances.
@@ -282,6 +290,13 @@ Choice choose_tiles(const CudaBackend& backend, const AttentionArgs& a, const Pa
   c.route = Route::sm80;
   return c;
 }
+/// Tiles for the masses, too, but where the reference was asked for.
+bool choose_masses(const CudaBackend& backend, const AttentionArgs& a, const Params& p, MassPlan& plan,
+                   const char*& why) {
+  const char* forced = std::getenv("ATTNBENCH_CUDA_ATTENTION");
+  if (forced && std::strcmp(forced, "reference") == 0) return why = "the reference was asked for", false;
+  return plan_masses(backend, a, p, plan, why);
+}
 Choice choose_kernel(const CudaBackend& backend, const AttentionArgs& a, const Params& p) {
   const Choice c = choose_tiles(backend, a, p);
   if (c.route == Route::reference && a.kernel == AttentionKernel::mma_sync)
@@ -312,17 +327,26 @@ void launch(Context& ctx, const Params& p, TensorPlan plan, DType dtype) {
 std::string CudaBackend::attention_plan(const AttentionArgs& args) {
   using namespace cuda_attention;
   const Params p = make_params(args);
-  if (HopperPlan hopper; choose_hopper(*this, args, p, hopper)) return describe_hopper(p, hopper);
-  const Choice c = choose_kernel(*this, args, p);
-  if (c.route == Route::reference) return std::string("reference: ") + c.why;
-  const TensorPlan& x = c.plan;
-  const char* const kinds[] = {"lean", "full", "terms"};
-  std::string text = "sm80 " + std::to_string(x.rows) + "x" + std::to_string(c.tile_keys) + " " +
-                     kinds[static_cast<int>(x.kind)];
-  if (x.distances != Distances::none) text += ", relative";
-  if (x.packed) text += ", heads packed";
-  if (x.parts > 1) text += ", " + std::to_string(x.parts) + " parts";
-  return text;
+  std::string text;
+  if (HopperPlan hopper; choose_hopper(*this, args, p, hopper)) {
+    text = describe_hopper(p, hopper);
+  } else if (const Choice c = choose_kernel(*this, args, p); c.route == Route::reference) {
+    text = std::string("reference: ") + c.why;
+  } else {
+    const TensorPlan& x = c.plan;
+    const char* const kinds[] = {"lean", "full", "terms"};
+    text = "sm80 " + std::to_string(x.rows) + "x" + std::to_string(c.tile_keys) + " " +
+           kinds[static_cast<int>(x.kind)];
+    if (x.distances != Distances::none) text += ", relative";
+    if (x.packed) text += ", heads packed";
+    if (x.parts > 1) text += ", " + std::to_string(x.parts) + " parts";
+  }
+  if (!args.mass_per_key && !args.mass_per_block) return text;
+  MassPlan masses;
+  const char* why = "";
+  return text + "; masses " +
+         (choose_masses(*this, args, p, masses, why) ? describe_masses(masses)
+                                                     : std::string("by the reference: ") + why);
 }
 
 void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
@@ -343,7 +367,13 @@ void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
     else
       launch_reference(ctx, p, args.q.dtype());
   }
-  if (masses) launch_masses(ctx, p, args.q.dtype());
+  if (!masses) return;
+  MassPlan plan;
+  const char* why = "";
+  if (choose_masses(*this, args, p, plan, why))
+    launch_masses(ctx, p, plan, args.q.dtype());
+  else
+    launch_reference_masses(ctx, p, args.q.dtype());
 }
 
 }  // namespace attnbench

@@ -106,7 +106,7 @@ Params make_params(const AttentionArgs& args);
 // The kernels. Each enqueues on the stream and returns.
 void launch_reference(Context& ctx, const Params& p, DType dtype);
 /// Adds up mass_per_key and mass_per_block from p.row_sums, which a first pass has filled.
-void launch_masses(Context& ctx, const Params& p, DType dtype);
+void launch_reference_masses(Context& ctx, const Params& p, DType dtype);
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }

@@ -1,6 +1,6 @@
 // The device oracle: one warp a query row, double precision, every feature of the contract written the short
-// way. Tests compare the fast kernels with it; calls that no fast kernel takes run on it. Also the mass pass,
-// which walks the same pairs a second time. Not tuned.
+// way. Tests compare the fast kernels with it; calls that no fast kernel takes run on it. Also its
+// mass pass, which walks the same pairs a second time. Not tuned.
 #include "kernels/attention/cuda_params.cuh"
 
 namespace attnbench::cuda_attention {
@@ -256,7 +256,7 @@ void launch_reference(Context& ctx, const Params& p, DType dtype) {
   CUDA_CHECK_LAUNCH();
 }
 
-void launch_masses(Context& ctx, const Params& p, DType dtype) {
+void launch_reference_masses(Context& ctx, const Params& p, DType dtype) {
   const int64_t keys = p.mass_per_key.data ? p.batch * p.heads * p.m : 0;
   const int64_t blocks = p.mass_per_block ? p.batch * p.heads * p.blocks_q * p.blocks_k : 0;
   if (keys + blocks == 0) return;

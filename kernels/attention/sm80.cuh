@@ -111,6 +111,9 @@ constexpr bool long_tiles() {
   return Dim * sizeof(T) <= 256;
 }
 
+/// What masks, orders and memory ask of tiles: `limits` to `columns`, and what is aligned.
+void plan_masks(const AttentionArgs& a, const Params& p, TensorPlan& plan);
+
 void launch_tensor_bf16(Context& ctx, const Params& p, const TensorPlan& plan);
 void launch_tensor_f16(Context& ctx, const Params& p, const TensorPlan& plan);
 void launch_tensor_f32(Context& ctx, const Params& p, const TensorPlan& plan);

@@ -69,7 +69,7 @@ struct DirectSource {
   const T *k = nullptr, *v = nullptr;  // the chunk in the unit's row of key 0
   int k_bytes = 0, v_bytes = 0;        // of the chunk that are within a row; zeros follow
 };
-template <class T, class C>
+template <class T, class C, bool Values = true>
 __device__ __forceinline__ void load_direct(const Params& p, const DirectSource<T>& from, const KeyTile& t,
                                             int keys, uint32_t k_to, uint32_t v_to) {
   constexpr int kStep = kThreads / C::kChunks;  // rows a pass; a power of two above `first`
@@ -88,11 +88,13 @@ __device__ __forceinline__ void load_direct(const Params& p, const DirectSource<
   };
   if (limit >= C::kKeys) {
     const T* k = from.k + (static_cast<int64_t>(t.slot) + first) * p.k.n;
-    const T* v = from.v + (static_cast<int64_t>(t.slot) + first) * p.v.n;
 #pragma unroll
     for (int i = 0; i < C::kKeys / kStep; ++i, k += kStep * p.k.n) copy_async(k_place(i), k, from.k_bytes);
+    if constexpr (Values) {
+      const T* v = from.v + (static_cast<int64_t>(t.slot) + first) * p.v.n;
 #pragma unroll
-    for (int i = 0; i < C::kKeys / kStep; ++i, v += kStep * p.v.n) copy_async(v_place(i), v, from.v_bytes);
+      for (int i = 0; i < C::kKeys / kStep; ++i, v += kStep * p.v.n) copy_async(v_place(i), v, from.v_bytes);
+    }
     return;
   }
 #pragma unroll 1
@@ -100,7 +102,7 @@ __device__ __forceinline__ void load_direct(const Params& p, const DirectSource<
     const bool there = first + i * kStep < limit;
     const int64_t slot = there ? t.slot + first + i * kStep : 0;
     copy_async(k_place(i), from.k + slot * p.k.n, there ? from.k_bytes : 0);
-    copy_async(v_place(i), from.v + slot * p.v.n, there ? from.v_bytes : 0);
+    if constexpr (Values) copy_async(v_place(i), from.v + slot * p.v.n, there ? from.v_bytes : 0);
   }
 }
 
@@ -122,7 +124,7 @@ __device__ __forceinline__ void find_keys(const Params& p, const Work& w, const 
   places.k[row] = k, places.v[row] = v;
   places.token[row] = token, places.slot[row] = static_cast<int>(slot);
 }
-template <class T, class C>
+template <class T, class C, bool Values = true>
 __device__ __forceinline__ void load_found(const Params& p, const TensorPlan& plan,
                                            const KeyPlaces<C::kKeys>& places, uint32_t k_to, uint32_t v_to) {
 #pragma unroll 2
@@ -135,10 +137,12 @@ __device__ __forceinline__ void load_found(const Params& p, const TensorPlan& pl
     load_chunk<T>(k_to + place_of<C::kChunks>(row, chunk),
                   static_cast<const T*>(p.k.data) + (k_count > 0 ? k_row + skip : 0), k_count,
                   plan.k_aligned);
-    const uint32_t place =
-        sizeof(T) == 2 ? place_of<C::kChunks>(row, chunk) : value_place_of<C::kChunks>(row, chunk);
-    load_chunk<T>(v_to + place, static_cast<const T*>(p.v.data) + (v_count > 0 ? v_row + skip : 0), v_count,
-                  plan.v_aligned);
+    if constexpr (Values) {
+      const uint32_t place =
+          sizeof(T) == 2 ? place_of<C::kChunks>(row, chunk) : value_place_of<C::kChunks>(row, chunk);
+      load_chunk<T>(v_to + place, static_cast<const T*>(p.v.data) + (v_count > 0 ? v_row + skip : 0), v_count,
+                    plan.v_aligned);
+    }
   }
 }
 /// What bit masks ask of the keys of a tile.
@@ -186,6 +190,67 @@ __device__ __forceinline__ void reduce_min(int* to, int x) {
 __device__ __forceinline__ void reduce_max(int* to, int x) {
   for (int i = 16; i > 0; i /= 2) x = max(x, __shfl_xor_sync(kAllLanes, x, i));
   if (threadIdx.x % 32 == 0) atomicMax(to, x);
+}
+
+/// Describes the rows of a tile and returns what they see together; all threads of the block, which are done
+/// with the rows of an earlier tile.
+template <bool Full, int Rows, class HeadOf>
+__device__ __forceinline__ Reduced describe_rows(const Params& p, const TensorPlan& plan, const Work& w,
+                                                 RowInfo<Rows>& rows, Reduced& reduced, int first, int count,
+                                                 HeadOf&& head_of) {
+  const int thread = threadIdx.x, n = static_cast<int>(p.n);
+  if (plan.limits && thread == 0) reduced = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
+  for (int r = thread; r < Rows; r += kThreads) {
+    const int slot = r < count ? (plan.packed ? (first + r) % n : first + r) : -1;
+    describe_row<Full>(p, w, rows, r, head_of(min(r, count - 1)), slot);
+  }
+  __syncthreads();
+  if (!plan.limits) return {0, 0, w.keys, w.keys, 0, 0, w.keys, 0};
+  Reduced x = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
+  for (int r = thread; r < count; r += kThreads) {
+    if (rows.token[r] < 0) continue;
+    if (rows.low[r] < rows.high[r]) x.min_low = min(x.min_low, rows.low[r]);
+    x.max_low = max(x.max_low, rows.low[r]);
+    x.min_high = min(x.min_high, rows.high[r]), x.max_high = max(x.max_high, rows.high[r]);
+    if (rows.sink_high[r] > rows.row_low[r]) x.max_sink = max(x.max_sink, rows.sink_high[r]);
+    x.max_row_low = max(x.max_row_low, rows.row_low[r]);
+    x.min_row_high = min(x.min_row_high, rows.row_high[r]);
+  }
+  reduce_min(&reduced.min_low, x.min_low), reduce_max(&reduced.max_low, x.max_low);
+  reduce_min(&reduced.min_high, x.min_high), reduce_max(&reduced.max_high, x.max_high);
+  reduce_max(&reduced.max_sink, x.max_sink), reduce_max(&reduced.max_row_low, x.max_row_low);
+  reduce_min(&reduced.min_row_high, x.min_row_high);
+  __syncthreads();
+  return reduced;
+}
+
+/// Which tiles of keys the rows of query block `block` meet.
+template <int Keys>
+__device__ __forceinline__ void open_tiles(const Params& p, const TensorPlan& plan, const Reduced& all,
+                                           int block, Work& w) {
+  if (p.has_gather || p.has_lists) {
+    const auto open = [&](const DeviceList& list, int& begin, int& entries) {
+      begin = entries = 0;
+      if (!list.count.data) return;
+      begin = list.begin.at(w.b, w.unit_head, block);
+      const int64_t end =
+          min(list.size, static_cast<int64_t>(begin) + list.count.at(w.b, w.unit_head, block));
+      entries = begin < 0 || end < begin ? 0 : static_cast<int>(end - begin);
+    };
+    open(p.has_gather ? p.gather : p.full, w.full_begin, w.full_count);
+    if (!p.has_gather) open(p.partial, w.partial_begin, w.partial_count);
+    w.tiles = p.has_gather ? (w.full_count + Keys - 1) / Keys
+                           : (w.full_count + w.partial_count) * ((p.block_k + Keys - 1) / Keys);
+  } else {
+    // From the lowest to the highest visible key, after the sinks below them.
+    int low = 0, high = p.k_order ? static_cast<int>(p.m) : w.keys, sinks = 0;
+    if (plan.limits && !p.k_order) low = all.min_low, high = all.max_high, sinks = all.max_sink;
+    const int sink_end = (sinks + Keys - 1) / Keys;
+    w.first_tile = low < high ? low / Keys : sink_end;
+    const int end_tile = low < high ? (high + Keys - 1) / Keys : sink_end;
+    w.sink_tiles = min(sink_end, w.first_tile);
+    w.tiles = w.sink_tiles + end_tile - w.first_tile;
+  }
 }
 
 /// Zeros in place of what is not finite in a tile of values; all threads of the block together, after
@@ -238,6 +303,140 @@ template <int Keys>
 __device__ __forceinline__ uint32_t bits_below(int h) {
   h = max(0, min(h, Keys));
   return (1u << (h / 8 * 2 + min(h % 8, 2))) - 1u;
+}
+
+/// Which columns of a tile the thread's rows see, in the order of general_bits. `general`: the tile needs bit
+/// masks; otherwise columns are tokens, and rows see ranges of them that end before `seen_end`.
+template <int Keys, int MTiles, class HeadOf>
+__device__ __forceinline__ void see_columns(const Params& p, const Work& w, const RowInfo<64 * MTiles>& rows,
+                                            const ColumnInfo<Keys>& columns, const KeyTile& tile,
+                                            bool general, int seen_end, int max_sink, int count,
+                                            HeadOf&& head_of, uint32_t (&seen)[MTiles][2]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int warp_row = threadIdx.x / 32 * 16 * MTiles;
+  const bool rule = tile.rule;
+  if (general) {
+#pragma unroll 1
+    for (int i = 0; i < 2 * MTiles; ++i) {
+      const int r = warp_row + 8 * i + g;
+      const uint32_t bits = general_bits<Keys>(p, w, rows, columns, r, head_of(min(r, count - 1)), rule);
+#pragma unroll
+      for (int z = 0; z < 2 * MTiles; ++z)
+        if (z == i) seen[z / 2][z % 2] = bits;
+    }
+  } else {
+    const int origin = tile.slot + 2 * t;
+#pragma unroll
+    for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int r = warp_row + 16 * m + 8 * half + g;
+        const int low = rule ? rows.low[r] : rows.row_low[r];
+        const int high = min(rule ? rows.high[r] : rows.row_high[r], seen_end);
+        seen[m][half] = bits_below<Keys>(high - origin) & ~bits_below<Keys>(low - origin);
+        if (rule && max_sink > 0)
+          seen[m][half] |= bits_below<Keys>(min(rows.sink_high[r], seen_end) - origin) &
+                           ~bits_below<Keys>(rows.row_low[r] - origin);
+      }
+  }
+}
+
+/// Where a chunk of a row lies, from where chunk 0 or 1 of it does. Fragments lie at fixed distances, but for
+/// the turn of chunks, which a step changes in the low bits of the chunk alone: (x ^ step's bits) + step's
+/// rest, with tiles that start at multiples of 128 bytes.
+template <int Chunks>
+__device__ __forceinline__ uint32_t chunk_on(uint32_t at, int chunk) {
+  constexpr int kTurn = (Chunks >= 8 ? 8 : Chunks) - 1;
+  return (at ^ static_cast<uint32_t>((chunk & kTurn) * 16)) + static_cast<uint32_t>((chunk & ~kTurn) * 16);
+}
+/// S = Q K^T of a warp's rows: fragments of Q by step from q_fragment(x, m, step), K from shared memory.
+/// `more(step, a, a_small)` multiplies the same fragments with whatever else it has.
+template <class T, class C, int MTiles, class Fragment, class More>
+__device__ __forceinline__ void multiply_keys(float (&s)[MTiles][C::kNTiles][4], uint32_t k_tile,
+                                              Fragment&& q_fragment, More&& more) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t k_lane = k_tile + place_of<C::kChunks>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+#pragma unroll
+  for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+    for (int j = 0; j < C::kNTiles; ++j) s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0.0f;
+#pragma unroll
+  for (int step = 0; step < C::kSteps; ++step) {
+    uint32_t a[MTiles][4], a_small[MTiles][4];
+#pragma unroll
+    for (int m = 0; m < MTiles; ++m) {
+      q_fragment(a[m], m, step);
+      if constexpr (sizeof(T) == 4)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) split(a[m][i], a[m][i], a_small[m][i]);
+    }
+#pragma unroll
+    for (int j = 0; j < C::kNTiles; j += 2) {
+      uint32_t b[4], b_small[4];
+      load_matrices(b, chunk_on<C::kChunks>(k_lane, 2 * step) + 8 * j * C::kRowBytes);
+      if constexpr (sizeof(T) == 4)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
+#pragma unroll
+      for (int m = 0; m < MTiles; ++m)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if constexpr (sizeof(T) == 4) {
+            multiply(s[m][j + i], a_small[m], b[2 * i], b[2 * i + 1], T());
+            multiply(s[m][j + i], a[m], b_small[2 * i], b_small[2 * i + 1], T());
+          }
+          multiply(s[m][j + i], a[m], b[2 * i], b[2 * i + 1], T());
+        }
+    }
+    more(step, a, a_small);
+  }
+}
+
+/// One step of the products of 16 rows with the embeddings of their band, whose 16 by 16 rows of the ring at
+/// `ring` start at `band`, in bytes.
+template <class T, class C>
+__device__ __forceinline__ void multiply_band(float (&far)[C::kNTiles + 2][4], uint32_t ring,
+                                              const uint32_t (&band)[C::kNTiles / 2 + 1], int step,
+                                              const uint32_t (&a)[4], const uint32_t (&a_small)[4]) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t from = ring + place_of<C::kChunks>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+#pragma unroll
+  for (int j = 0; j < C::kNTiles / 2 + 1; ++j) {
+    uint32_t b[4], b_small[4];
+    load_matrices(b, chunk_on<C::kChunks>(from, 2 * step) + band[j]);
+    if constexpr (sizeof(T) == 4)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if constexpr (sizeof(T) == 4) {
+        multiply(far[2 * j + i], a_small, b[2 * i], b[2 * i + 1], T());
+        multiply(far[2 * j + i], a, b_small[2 * i], b_small[2 * i + 1], T());
+      }
+      multiply(far[2 * j + i], a, b[2 * i], b[2 * i + 1], T());
+    }
+  }
+}
+
+/// Scores of a thread's half of a tile of 16 rows from products: scaled, capped and biased. Keys of columns:
+/// from `columns` where they are not consecutive tokens.
+template <int Keys>
+__device__ __forceinline__ void add_terms(const Params& p, const Work& w, int head, int token,
+                                          const ColumnInfo<Keys>* columns, int slot, int seen_end, int half,
+                                          float (&s)[Keys / 8][4]) {
+  const int t = threadIdx.x % 4;
+  const int64_t origin = token + aligned_keys(p, w.b) - p.n;
+#pragma unroll
+  for (int j = 0; j < Keys / 8; ++j)
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int column = 8 * j + 2 * t + c;
+      const int key = columns ? columns->token[column] : slot + column < seen_end ? slot + column : -1;
+      float x = s[j][2 * half + c] * p.scale;
+      if (p.soft_cap > 0) x = p.soft_cap * tanhf(x / p.soft_cap);
+      if (token >= 0 && key >= 0) x += additive_terms<float>(p, w.b, head, token, key, key - origin);
+      s[j][2 * half + c] = x;
+    }
 }
 
 template <class T, int Dim, int MTiles, Kind K, int MinBlocks, Distances X = Distances::none>
@@ -301,56 +500,8 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
   const auto head_of = [&](int r) { return plan.packed ? w.unit_head + (first + r) / n : w.unit_head; };
   w.keys = keys_of(p, w.b);
 
-  if (plan.limits && thread == 0) extras.reduced = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
-  for (int r = thread; r < C::kRows; r += kThreads) {
-    const int slot = r < count ? (plan.packed ? (first + r) % n : first + r) : -1;
-    describe_row<kFull>(p, w, rows, r, head_of(min(r, count - 1)), slot);
-  }
-  __syncthreads();
-  Reduced all = {0, 0, w.keys, w.keys, 0, 0, w.keys, 0};
-  if (plan.limits) {
-    Reduced x = {INT32_MAX, 0, INT32_MAX, 0, 0, 0, INT32_MAX, 0};
-    for (int r = thread; r < count; r += kThreads) {
-      if (rows.token[r] < 0) continue;
-      if (rows.low[r] < rows.high[r]) x.min_low = min(x.min_low, rows.low[r]);
-      x.max_low = max(x.max_low, rows.low[r]);
-      x.min_high = min(x.min_high, rows.high[r]), x.max_high = max(x.max_high, rows.high[r]);
-      if (rows.sink_high[r] > rows.row_low[r]) x.max_sink = max(x.max_sink, rows.sink_high[r]);
-      x.max_row_low = max(x.max_row_low, rows.row_low[r]);
-      x.min_row_high = min(x.min_row_high, rows.row_high[r]);
-    }
-    reduce_min(&extras.reduced.min_low, x.min_low), reduce_max(&extras.reduced.max_low, x.max_low);
-    reduce_min(&extras.reduced.min_high, x.min_high), reduce_max(&extras.reduced.max_high, x.max_high);
-    reduce_max(&extras.reduced.max_sink, x.max_sink), reduce_max(&extras.reduced.max_row_low, x.max_row_low);
-    reduce_min(&extras.reduced.min_row_high, x.min_row_high);
-    __syncthreads();
-    all = extras.reduced;
-  }
-
-  // Which tiles of keys.
-  if (p.has_gather || p.has_lists) {
-    const auto open = [&](const DeviceList& list, int& begin, int& entries) {
-      begin = entries = 0;
-      if (!list.count.data) return;
-      begin = list.begin.at(w.b, w.unit_head, block);
-      const int64_t end =
-          min(list.size, static_cast<int64_t>(begin) + list.count.at(w.b, w.unit_head, block));
-      entries = begin < 0 || end < begin ? 0 : static_cast<int>(end - begin);
-    };
-    open(p.has_gather ? p.gather : p.full, w.full_begin, w.full_count);
-    if (!p.has_gather) open(p.partial, w.partial_begin, w.partial_count);
-    w.tiles = p.has_gather ? (w.full_count + C::kKeys - 1) / C::kKeys
-                           : (w.full_count + w.partial_count) * ((p.block_k + C::kKeys - 1) / C::kKeys);
-  } else {
-    // From the lowest to the highest visible key, after the sinks below them.
-    int low = 0, high = p.k_order ? static_cast<int>(p.m) : w.keys, sinks = 0;
-    if (plan.limits && !p.k_order) low = all.min_low, high = all.max_high, sinks = all.max_sink;
-    const int sink_end = (sinks + C::kKeys - 1) / C::kKeys;
-    w.first_tile = low < high ? low / C::kKeys : sink_end;
-    const int end_tile = low < high ? (high + C::kKeys - 1) / C::kKeys : sink_end;
-    w.sink_tiles = min(sink_end, w.first_tile);
-    w.tiles = w.sink_tiles + end_tile - w.first_tile;
-  }
+  const Reduced all = describe_rows<kFull>(p, plan, w, rows, extras.reduced, first, count, head_of);
+  open_tiles<C::kKeys>(p, plan, all, block, w);
   const int tile_begin = static_cast<int>(static_cast<int64_t>(part) * w.tiles / plan.parts);
   const int tile_end = static_cast<int>(static_cast<int64_t>(part + 1) * w.tiles / plan.parts);
 
@@ -432,17 +583,10 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     sum[m][0] = sum[m][1] = logs[m][0] = logs[m][1] = 0.0f;
   }
   uint32_t q_kept[C::kQInRegisters ? MTiles : 1][C::kQInRegisters ? C::kSteps : 1][4];
-  // Fragments lie at fixed distances, but for the turn of chunks, which a step changes in the low bits of the
-  // chunk alone: (x ^ step's bits) + step's rest, with tiles that start at multiples of 128 bytes.
-  constexpr int kTurn = (C::kChunks >= 8 ? 8 : C::kChunks) - 1;
-  const auto chunk_on = [](uint32_t at, int chunk) {
-    return (at ^ static_cast<uint32_t>((chunk & kTurn) * 16)) + static_cast<uint32_t>((chunk & ~kTurn) * 16);
-  };
   const uint32_t q_lane = q_base + place_of<C::kChunks>(warp_row + lane % 16, lane / 16);
-  const uint32_t k_lane = place_of<C::kChunks>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   const uint32_t v_lane = place_of<C::kChunks>(lane % 16, lane / 16);
   const auto q_fragment = [&](uint32_t(&x)[4], int m, int step) {
-    load_matrices(x, chunk_on(q_lane, 2 * step) + 16 * m * C::kRowBytes);
+    load_matrices(x, chunk_on<C::kChunks>(q_lane, 2 * step) + 16 * m * C::kRowBytes);
   };
 
   // Bands: where in the rings this tile's starts, whether it does not go on from the last one's, and the
@@ -529,62 +673,19 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 
     // S = Q K^T, and the products with the embeddings of the band.
     float s[MTiles][C::kNTiles][4];
+    multiply_keys<T, C>(
+        s, k_tile,
+        [&](uint32_t(&x)[4], int m, int step) {
+          if constexpr (C::kQInRegisters)
 #pragma unroll
-    for (int m = 0; m < MTiles; ++m)
-#pragma unroll
-      for (int j = 0; j < C::kNTiles; ++j) s[m][j][0] = s[m][j][1] = s[m][j][2] = s[m][j][3] = 0.0f;
-#pragma unroll
-    for (int step = 0; step < C::kSteps; ++step) {
-      uint32_t a[MTiles][4], a_small[MTiles][4];
-#pragma unroll
-      for (int m = 0; m < MTiles; ++m) {
-        if constexpr (C::kQInRegisters)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) a[m][i] = q_kept[m][step][i];
-        else
-          q_fragment(a[m], m, step);
-        if constexpr (sizeof(T) == 4)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) split(a[m][i], a[m][i], a_small[m][i]);
-      }
-#pragma unroll
-      for (int j = 0; j < C::kNTiles; j += 2) {
-        uint32_t b[4], b_small[4];
-        load_matrices(b, chunk_on(k_tile + k_lane, 2 * step) + 8 * j * C::kRowBytes);
-        if constexpr (sizeof(T) == 4)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
-#pragma unroll
-        for (int m = 0; m < MTiles; ++m)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            if constexpr (sizeof(T) == 4) {
-              multiply(s[m][j + i], a_small[m], b[2 * i], b[2 * i + 1], T());
-              multiply(s[m][j + i], a[m], b_small[2 * i], b_small[2 * i + 1], T());
-            }
-            multiply(s[m][j + i], a[m], b[2 * i], b[2 * i + 1], T());
-          }
-      }
-      if constexpr (kRelative)
-        if (relative_keys)
-#pragma unroll
-          for (int j = 0; j < C::kNTiles / 2 + 1; ++j) {
-            uint32_t b[4], b_small[4];
-            load_matrices(b, chunk_on(e_base + k_lane, 2 * step) + band[j]);
-            if constexpr (sizeof(T) == 4)
-#pragma unroll
-              for (int i = 0; i < 4; ++i) split(b[i], b[i], b_small[i]);
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-              float(&x)[4] = far[2 * j + i];
-              if constexpr (sizeof(T) == 4) {
-                multiply(x, a_small[0], b[2 * i], b[2 * i + 1], T());
-                multiply(x, a[0], b_small[2 * i], b_small[2 * i + 1], T());
-              }
-              multiply(x, a[0], b[2 * i], b[2 * i + 1], T());
-            }
-          }
-    }
+            for (int i = 0; i < 4; ++i) x[i] = q_kept[m][step][i];
+          else
+            q_fragment(x, m, step);
+        },
+        [&](int step, const uint32_t(&a)[MTiles][4], const uint32_t(&a_small)[MTiles][4]) {
+          if constexpr (kRelative)
+            if (relative_keys) multiply_band<T, C>(far, e_base, band, step, a[0], a_small[0]);
+        });
     if constexpr (kRelative)
       if (relative_keys) add_diagonals<C::kNTiles>(s[0], far);
 
@@ -600,33 +701,9 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
     // Which of its columns a row sees: one bit a column of this thread.
     const bool masked = ragged || cut;
     uint32_t seen[MTiles][2];
-    if (masked) {
-      if (general) {
-#pragma unroll 1
-        for (int i = 0; i < 2 * MTiles; ++i) {
-          const int r = warp_row + 8 * i + g;
-          const uint32_t bits =
-              general_bits<C::kKeys>(p, w, rows, columns, r, head_of(min(r, count - 1)), rule);
-#pragma unroll
-          for (int z = 0; z < 2 * MTiles; ++z)
-            if (z == i) seen[z / 2][z % 2] = bits;
-        }
-      } else {
-        const int origin = tile_now.slot + 2 * t;
-#pragma unroll
-        for (int m = 0; m < MTiles; ++m)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int r = warp_row + 16 * m + 8 * half + g;
-            const int low = rule ? rows.low[r] : rows.row_low[r];
-            const int high = min(rule ? rows.high[r] : rows.row_high[r], seen_end);
-            seen[m][half] = bits_below<C::kKeys>(high - origin) & ~bits_below<C::kKeys>(low - origin);
-            if (rule && all.max_sink > 0)
-              seen[m][half] |= bits_below<C::kKeys>(min(rows.sink_high[r], seen_end) - origin) &
-                               ~bits_below<C::kKeys>(rows.row_low[r] - origin);
-          }
-      }
-    }
+    if (masked)
+      see_columns<C::kKeys, MTiles>(p, w, rows, columns, tile_now, general, seen_end, all.max_sink, count,
+                                    head_of, seen);
 
 #pragma unroll
     for (int m = 0; m < MTiles; ++m) {
@@ -634,22 +711,8 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int r = warp_row + 16 * m + 8 * half + g;
-          const int token = r < count ? rows.token[r] : -1;
-          const int head = head_of(min(r, count - 1));
-          const int64_t origin = token + aligned_keys(p, w.b) - p.n;
-#pragma unroll
-          for (int j = 0; j < C::kNTiles; ++j)
-#pragma unroll
-            for (int c = 0; c < 2; ++c) {
-              const int column = 8 * j + 2 * t + c;
-              const int key = plan.columns                        ? columns.token[column]
-                              : tile_now.slot + column < seen_end ? tile_now.slot + column
-                                                                  : -1;
-              float x = s[m][j][2 * half + c] * p.scale;
-              if (p.soft_cap > 0) x = p.soft_cap * tanhf(x / p.soft_cap);
-              if (token >= 0 && key >= 0) x += additive_terms<float>(p, w.b, head, token, key, key - origin);
-              s[m][j][2 * half + c] = x;
-            }
+          add_terms<C::kKeys>(p, w, head_of(min(r, count - 1)), r < count ? rows.token[r] : -1,
+                              plan.columns ? &columns : nullptr, tile_now.slot, seen_end, half, s[m]);
         }
       }
       if (masked)
@@ -746,7 +809,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 #pragma unroll
         for (int j = 0; j < C::kOTiles; j += 2) {
           uint32_t b[4];
-          load_matrices_transposed(b, chunk_on(v_tile + v_lane, j) + 16 * step * C::kRowBytes);
+          load_matrices_transposed(b, chunk_on<C::kChunks>(v_tile + v_lane, j) + 16 * step * C::kRowBytes);
 #pragma unroll
           for (int m = 0; m < MTiles; ++m) {
             multiply(o[m][j], a[m], b[0], b[1], T());
@@ -859,7 +922,7 @@ __global__ void __launch_bounds__(kThreads, MinBlocks)
 #pragma unroll
             for (int j = 0; j < C::kOTiles; j += 2) {
               uint32_t b[4];
-              load_matrices_transposed(b, chunk_on(f_base + v_lane, j) + band[step]);
+              load_matrices_transposed(b, chunk_on<C::kChunks>(f_base + v_lane, j) + band[step]);
               if (odd)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) b[i] = finite_part<T>(b[i]);

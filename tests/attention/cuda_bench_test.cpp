@@ -117,6 +117,24 @@ TEST_CASE("speed of CUDA attention", "[.bench]") {
           bench.line(row, a, 4e-12 * static_cast<double>(b * h * d) * pairs, "TFLOP/s");
         }
 
+  // The mass pass multiplies q and k once more: 3 products instead of 2.
+  for (DType dtype : {DType::bf16, DType::f32})
+    for (int64_t d : {64, 128})
+      for (int64_t n : {4096, 16384})
+        for (bool causal : {false, true}) {
+          const std::string row = "masses " + std::string(name(dtype)) + " D=" + std::to_string(d) +
+                                  " N=" + std::to_string(n) + (causal ? " causal" : "");
+          if (!bench.wanted(row)) continue;
+          AttentionArgs a = make(gpu, {1, 32, 32, n, n, d, dtype});
+          a.mass_per_key = gpu.allocate(DType::f32, {1, 32, n});
+          BlockMask mask;
+          mask.rule.causal = causal;
+          if (causal) a.mask = &mask;
+          const double pairs = causal ? 0.5 * static_cast<double>(n) * static_cast<double>(n + 1)
+                                      : static_cast<double>(n) * static_cast<double>(n);
+          bench.line(row, a, 6e-12 * static_cast<double>(32 * d) * pairs, "TFLOP/s");
+        }
+
   for (int64_t d : {64, 128})
     for (const char* form : {"", " lists"}) {
       const std::string row = "window 1024 causal D=" + std::to_string(d) + " N=16384" + form;

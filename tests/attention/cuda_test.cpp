@@ -235,6 +235,288 @@ TEST_CASE("built lists of causal, band and neighbourhood rules in 64 and 128 tok
       }
 }
 
+// ---- masses by tiles
+// ----------------------------------------------------------------------------------------
+
+namespace {
+
+/// Mask `kind` of kMasks for a case whose tensors are there; some change its keys.
+constexpr int kMasks = 12;
+void mask_case(Case& c, Context& host, Random& r, const Sizes& s, int kind) {
+  BlockMask& m = c.mask;
+  ElementRule& rule = m.rule;
+  if (kind > 0) c.args.mask = &m;
+  m.block_q = 48, m.block_k = 80;
+  const auto some = [&](const Shape& shape, int64_t low, int64_t high) {
+    std::vector<int32_t> v;
+    int64_t count = 1;
+    for (int64_t x : shape) count *= x;
+    for (int64_t i = 0; i < count; ++i) v.push_back(static_cast<int32_t>(r.integer(low, high)));
+    return ints(host, shape, v);
+  };
+  if (kind == 1) rule.causal = true;
+  // Some rows see nothing.
+  if (kind == 2) rule.causal = rule.band = true, rule.left = 37, rule.sinks = 3, rule.offset = -9;
+  if (kind == 3) rule.segment_q = some({s.b, s.n}, 0, 3), rule.segment_k = some({1, s.m}, 0, 2);
+  if (kind == 4) {
+    rule.bitmap = host.allocate(DType::u8, {1, s.h, s.n, (s.m + 7) / 8});
+    for (int64_t i = 0; i < rule.bitmap.numel(); ++i)
+      rule.bitmap.data<uint8_t>()[i] = static_cast<uint8_t>(r.integer(0, 255));
+  }
+  if (kind == 5) {
+    m.key_length = some({s.b}, 0, s.m);
+    m.key_valid = host.allocate(DType::u8, {s.b, s.m});
+    for (int64_t i = 0; i < s.b * s.m; ++i) m.key_valid.data<uint8_t>()[i] = r.chance(0.7) ? 1 : 0;
+  }
+  if (kind == 6) m.row_begin = some({s.b, 1, s.n}, -3, s.m), m.row_end = some({s.b, 1, s.n}, -3, s.m + 3);
+  if (kind == 7) {
+    rule.causal = true;
+    m = make_block_mask(host, rule, s.n, s.m, 64, 64);
+  }
+  if (kind == 8) rule.causal = true, random_lists(m, host, r, s);
+  if (kind == 9) random_lists(m, host, r, s), m.key_length = some({s.b}, 0, s.m);
+  if (kind == 10) {
+    rule.band = true, rule.left = 50, rule.right = 20;
+    m.q_order = random_order(host, r, s.n), m.k_order = random_order(host, r, s.m);
+  }
+  if (kind == 11) {
+    const int64_t size = 16, per = s.m / size;
+    std::vector<int32_t> table(static_cast<size_t>(s.b * per));
+    for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i) + 1;
+    std::shuffle(table.begin(), table.end(), r.engine);
+    c.args.pages = {ints(host, {s.b, per}, table), size};
+    c.args.k = fresh(host, r, s.dtype, {s.b * per + 1, s.hkv, size, s.d}, true);
+    c.args.v = fresh(host, r, s.dtype, {s.b * per + 1, s.hkv, size, s.e}, true);
+    fill(c.args.k, [&] { return r.normal(); });
+    fill(c.args.v, [&] { return r.normal(); });
+    m.key_length = some({s.b}, 0, s.m);
+    rule.causal = true;
+  }
+}
+constexpr int kScores = 7;
+void score_case(Case& c, Context& host, Random& r, const Sizes& s, int kind) {
+  AttentionArgs& a = c.args;
+  const auto heads = [&](int64_t count) {
+    const Tensor t = floats(host, {count});
+    for (int64_t i = 0; i < count; ++i) t.data<float>()[i] = r.normal();
+    return t;
+  };
+  if (kind == 1) a.soft_cap = 2;
+  if (kind == 2) {
+    a.bias.dense = fresh(host, r, DType::f32, {1, s.h, s.n, s.m}, true);
+    fill(a.bias.dense, [&] { return r.chance(0.1) ? -std::numeric_limits<float>::infinity() : r.normal(); });
+  }
+  if (kind == 3) a.bias.slope = heads(s.h);
+  if (kind == 4) a.bias.relative = heads(2 * 30 + 1).reshape({1, 61});
+  if (kind == 5) a.sink_logit = heads(s.h);
+  if (kind == 6) a.scale = -a.scale;
+}
+/// By tiles, on the lse of the mma.sync kernel and on that of the card's fastest; what is wrong, or "".
+std::string masses_by_tiles(Context& gpu, const Case& c) {
+  const Expected expected = reference(c.args);
+  for (const char* kernel : {"sm80", ""}) {
+    const ForceKernel force("sm80");
+    if (!*kernel) unsetenv("ATTNBENCH_CUDA_ATTENTION");
+    Mirror m(gpu, c.args);
+    // Without rows there is nothing to plan.
+    const std::string plan =
+        c.args.q.numel() > 0 ? gpu.backend().attention_plan(m.args) : "no rows, masses by tiles";
+    if (plan.find("masses by tiles") == std::string::npos) return plan;
+    attention(gpu, m.args);
+    gpu.backend().synchronize();
+    m.fetch(gpu);
+    const std::string wrong = compare(c.args, expected, product_rounding("sm80", c.args.q.dtype()));
+    if (!wrong.empty()) return plan + ": " + wrong;
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("masses by tiles: masks, scores, dtypes, head sizes, ragged shapes, grouped heads") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(37);
+  int64_t turn = 0;
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (int64_t d : {40, 64, 80, 128, 256})
+      for (int kind = 0; kind < kMasks; ++kind) {
+        ++turn;
+        Sizes s;
+        s.b = 1 + turn % 2, s.hkv = 1 + turn % 3 / 2, s.h = s.hkv * (turn % 5 == 0 ? 3 : 1 + turn % 2);
+        s.n = turn % 7 == 0 ? 64 : r.integer(1, 140), s.m = kind == 11 ? 160 : r.integer(1, 220);
+        s.d = d, s.e = turn % 4 == 0 ? d / 2 + 3 : d, s.dtype = dtype;
+        Case c;
+        base_case(c, host, r, s, turn % 3 == 1, turn % 2 == 0);
+        mask_case(c, host, r, s, kind);
+        const int scores = static_cast<int>(turn % kScores);
+        score_case(c, host, r, s, scores);
+        add_masses(c, host, turn % 4 != 3, turn % 4 != 1);
+        // Heads outermost in memory, for once.
+        if (turn % 3 == 0 && c.args.mass_per_key)
+          c.args.mass_per_key = floats(host, {s.h, s.b, s.m}).permute({1, 0, 2});
+        INFO("mask " << kind << " scores " << scores << " " << name(dtype) << " B" << s.b << " H" << s.h
+                     << "/" << s.hkv << " N" << s.n << " M" << s.m << " D" << d);
+        CHECK(masses_by_tiles(gpu, c) == "");
+      }
+}
+
+TEST_CASE("masses by tiles: neighbourhoods of one to three axes, row by row and tile by tile") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    Random r(seed + 5000);
+    Case c;
+    Sizes s;
+    s.b = 1 + static_cast<int64_t>(seed % 2), s.h = 4, s.hkv = 2, s.d = s.e = 48;
+    s.dtype = seed % 3 == 0 ? DType::f32 : DType::bf16;
+    c.text = "seed " + std::to_string(seed);
+    random_neighbourhood(c, r, s, c.text);
+    if (seed % 2 == 0) random_tiles(c, r, s, c.text);
+    base_case(c, host, r, s, true, true);
+    c.mask.block_q = r.integer(1, 70), c.mask.block_k = r.integer(1, 70);
+    c.args.mask = &c.mask;
+    add_masses(c, host, true, true);
+    INFO(c.text);
+    CHECK(masses_by_tiles(gpu, c) == "");
+  }
+}
+
+TEST_CASE("masses by tiles: long tiles of rows where there are rows enough") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(41);
+  for (DType dtype : {DType::bf16, DType::f16, DType::f32})
+    for (int64_t d : {40, 64, 128, 256})
+      for (int kind : {0, 1, 2, 5}) {
+        Sizes s;
+        // Two tiles a head, on more heads than any card has multiprocessors for.
+        s.b = 2, s.hkv = 25, s.h = 50, s.n = 130 + r.integer(0, 30), s.m = r.integer(40, 110);
+        s.d = s.e = d, s.dtype = dtype;
+        Case c;
+        base_case(c, host, r, s, false, false);
+        c.args.lse = floats(host, {s.b, s.h, s.n});
+        mask_case(c, host, r, s, kind);
+        c.mask.block_q = 128;
+        add_masses(c, host, true, kind > 0);
+        {
+          const ForceKernel force("sm80");
+          Mirror m(gpu, c.args);
+          const std::string plan = backend->attention_plan(m.args);
+          CHECK(plan.find(dtype == DType::f32 && d == 256 ? "by tiles 64x" : "by tiles 128x") !=
+                std::string::npos);
+        }
+        INFO("mask " << kind << " " << name(dtype) << " N" << s.n << " M" << s.m << " D" << d);
+        CHECK(masses_by_tiles(gpu, c) == "");
+      }
+}
+
+TEST_CASE("masses by tiles: single queries split their keys, empty shapes and hidden rows give 0") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(43);
+  for (DType dtype : {DType::bf16, DType::f32})
+    for (int64_t n : {0, 1, 5})
+      for (int64_t m : {0, 1, 3000}) {
+        Case c;
+        base_case(c, host, r, {1, 4, 2, n, m, 64, 64, dtype}, false, true);
+        add_masses(c, host, true, true);
+        INFO(name(dtype) << " N" << n << " M" << m);
+        CHECK(masses_by_tiles(gpu, c) == "");
+      }
+  for (int kind = 0; kind < 3; ++kind) {
+    Case c;
+    const int64_t n = 150, m = 170;
+    base_case(c, host, r, {1, 2, 1, n, m, 64, 64, DType::f32}, false, true);
+    c.args.mask = &c.mask;
+    if (kind == 0) c.mask.key_length = ints(host, {1}, {0});
+    if (kind == 1) c.mask.rule.causal = true, c.mask.rule.offset = -n;
+    if (kind == 2) {
+      // Every score is -inf; products alone would be finite.
+      c.args.bias.dense = floats(host, {1, 1, n, m});
+      std::fill_n(c.args.bias.dense.data<float>(), n * m, -std::numeric_limits<float>::infinity());
+    }
+    add_masses(c, host, true, true);
+    INFO("hidden by " << kind);
+    CHECK(masses_by_tiles(gpu, c) == "");
+    for (int64_t i = 0; i < c.args.mass_per_key.numel(); ++i)
+      REQUIRE(c.args.mass_per_key.data<float>()[i] == 0.0f);
+  }
+}
+
+TEST_CASE("masses by tiles: chunks of several tiles agree with the device's oracle, bit for bit each time") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(47);
+  for (DType dtype : {DType::bf16, DType::f32})
+    for (int kind = 0; kind < 4; ++kind) {
+      Case c;
+      // 20 tiles of 128 rows a head, in 14 chunks on a card of 132 multiprocessors.
+      const int64_t h = 160, n = 2500, m = kind == 2 ? 1700 : n, d = 64;
+      base_case(c, host, r, {1, h, h / 4, n, m, d, d, dtype}, false, false);
+      c.mask.rule.causal = kind == 1 || kind == 3;
+      if (kind == 2) c.mask.rule.band = true, c.mask.rule.left = 300, c.mask.rule.right = 100;
+      if (kind == 3) c.mask = make_block_mask(host, c.mask.rule, n, m, 128, 128);
+      c.args.mask = &c.mask;
+      add_masses(c, host, true, kind == 3);
+      std::vector<float> masses[3], blocks[3];
+      for (int which = 0; which < 3; ++which) {
+        const ForceKernel force(which == 0 ? "reference" : "sm80");
+        Mirror there(gpu, c.args);
+        attention(gpu, there.args);
+        gpu.backend().synchronize();
+        there.fetch(gpu);
+        const auto copy = [](const Tensor& t, std::vector<float>& to) {
+          if (t) to.assign(t.data<float>(), t.data<float>() + t.numel());
+        };
+        copy(c.args.mass_per_key, masses[which]), copy(c.args.mass_per_block, blocks[which]);
+      }
+      INFO(name(dtype) << " kind " << kind);
+      CHECK(masses[1] == masses[2]);
+      CHECK(blocks[1] == blocks[2]);
+      for (const auto* of : {masses, blocks}) {
+        double away = 0, size = 0, worst = 0;
+        for (size_t i = 0; i < of[0].size(); ++i) {
+          const double want = of[0][i], x = of[1][i] - want;
+          away += x * x, size += want * want, worst = std::max(worst, std::fabs(x) - 5e-5 * std::fabs(want));
+        }
+        CHECK(std::sqrt(away) <= 1e-5 * std::sqrt(size));
+        CHECK(worst <= 1e-30);
+      }
+    }
+}
+
+TEST_CASE("masses by tiles: calls that stay on the oracle say why") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  Random r(53);
+  for (int kind = 0; kind < 3; ++kind) {
+    Case c;
+    const Sizes s{1, 2, 2, 70, 90, kind == 0 ? 264 : 64, 64, DType::bf16};
+    base_case(c, host, r, s, false, true);
+    c.args.mask = &c.mask;
+    if (kind == 1) random_gather(c, host, r, s);
+    if (kind == 2) {
+      const Tensor keys = fresh(host, r, s.dtype, {1, 1, 100, s.d}, false);
+      fill(keys, [&] { return r.normal(); });
+      c.args.relative.keys = keys.select(0, 0), c.args.relative.origin = 50;
+    }
+    add_masses(c, host, true, true);
+    {
+      const ForceKernel force("sm80");
+      Mirror m(gpu, c.args);
+      CHECK(backend->attention_plan(m.args).find("masses by the reference: ") != std::string::npos);
+    }
+    run_all(gpu, c.args, "masses on the oracle, kind " + std::to_string(kind));
+  }
+}
+
 TEST_CASE("long rows: f32 stays within 1e-5 of double, in dense, causal and split form") {
   Backend* backend = testing::open_device();
   if (!backend) return;
