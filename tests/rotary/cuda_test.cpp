@@ -11,7 +11,8 @@ TEST_CASE("CUDA rotary equals the CPU's") {
   const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
   const bool interleaved = GENERATE(false, true), in_place = GENERATE(false, true);
   Sides s(*gpu, 614);
-  for (const auto& [d, pairs] : std::vector<std::pair<int64_t, int64_t>>{{8, 4}, {7, 2}, {128, 64}, {1, 0}}) {
+  for (const auto& [d, pairs] : std::vector<std::pair<int64_t, int64_t>>{
+           {8, 4}, {7, 2}, {128, 64}, {1, 0}, {96, 32}, {64, 8}, {40, 4}, {24, 12}, {128, 0}}) {
     const int64_t b = 2, h = 5, n = 37;
     const auto heads = [&, width = d](const Tensor& t) {
       return t.strided({b, h, n, width}, {n * h * width, width, h * width, 1});
