@@ -1095,12 +1095,41 @@ __global__ void __launch_bounds__(kThreads)
     const float weight = finish_row(p, b, head, token, top, sum, logs, lane == 0);
     T* out = static_cast<T*>(p.o.data) + b * p.o.b + head * p.o.h + token * p.o.n;
     const float* parts = plan.part_o + (item * plan.parts * plan.rows + r) * p.e;
-    for (int64_t c = lane; c < p.e; c += 32) {
-      float x = 0.0f;
-      for (int i = 0; i < plan.parts; ++i)
-        x += share_of(i) * parts[static_cast<int64_t>(i) * plan.rows * p.e + c];
-      out[c] = from_float<T>(weight == 0.0f ? 0.0f : x * weight);
-    }
+    // A lane keeps the share of a part and hands it round, so that loads of several parts are under way.
+    const auto add_up = [&](auto width) {
+      constexpr int W = decltype(width)::value;
+      for (int64_t c0 = 0; c0 < p.e; c0 += 32 * W) {
+        const int64_t c = c0 + lane * W;
+        const bool there = c < p.e;
+        float x[W] = {};
+        for (int first = 0; first < plan.parts; first += 32) {
+          const float own = first + lane < plan.parts ? share_of(first + lane) : 0.0f;
+          const int count = min(32, plan.parts - first);
+#pragma unroll 8
+          for (int i = 0; i < count; ++i) {
+            const float share = __shfl_sync(kAllLanes, own, i);
+            if (!there) continue;
+            float v[W];
+            const float* from = parts + static_cast<int64_t>(first + i) * plan.rows * p.e + c;
+            if constexpr (W == 4) {
+              const float4 four = *reinterpret_cast<const float4*>(from);
+              v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+            } else {
+              v[0] = *from;
+            }
+#pragma unroll
+            for (int w = 0; w < W; ++w) x[w] += share * v[w];
+          }
+        }
+        if (!there) continue;
+#pragma unroll
+        for (int w = 0; w < W; ++w) out[c + w] = from_float<T>(weight == 0.0f ? 0.0f : x[w] * weight);
+      }
+    };
+    if (p.e % 4 == 0)
+      add_up(std::integral_constant<int, 4>{});
+    else
+      add_up(std::integral_constant<int, 1>{});
   }
 }
 
