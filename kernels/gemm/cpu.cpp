@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/core/parallel.hpp"
@@ -243,8 +244,36 @@ class PackedGemm {
 
 }  // namespace
 
+namespace {
+
+/// The values in f32; what is broadcast stays so.
+Tensor widened(Context& ctx, const Tensor& x) {
+  std::vector<int64_t> once, strides;
+  for (int i = 0; i < x.rank(); ++i)
+    once.push_back(x.stride(i) == 0 ? std::min<int64_t>(x.dim(i), 1) : x.dim(i));
+  const Tensor from = x.strided(Shape(once), x.strides()), y = ctx.allocate(DType::f32, Shape(once));
+  const RowOffsets rows(from, 1);
+  const int64_t n = from.dim(-1), size = static_cast<int64_t>(size_of(x.dtype()));
+  parallel_range(ctx.threads(), rows.count(),
+                 std::max<int64_t>(kParallelBytes / (6 * std::max<int64_t>(n, 1)), 1),
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin; i < end; ++i)
+                     convert(static_cast<const char*>(from.raw()) + rows.offset(i) * size, x.dtype(),
+                             y.data<float>() + i * n, DType::f32, n);
+                 });
+  for (int i = 0; i < x.rank(); ++i) strides.push_back(x.stride(i) == 0 ? 0 : y.stride(i));
+  return y.strided(x.shape(), Shape(strides));
+}
+
+}  // namespace
+
 void CpuBackend::gemm(Context& ctx, const GemmArgs& args) {
   const DType t = args.a.dtype();
+  if (args.c.dtype() != t) {  // sums that stay f32
+    GemmArgs wide = args;
+    wide.a = widened(ctx, args.a), wide.b = widened(ctx, args.b);
+    return CpuBackend::gemm(ctx, wide);
+  }
   // f32 and narrower go through our own packed product: it does not depend on the thread count, widens while
   // it packs, finishes C in the cache, and has AVX-512 where OpenBLAS may have been told otherwise. f64, and
   // processors without our vector bodies, go through BLAS.

@@ -433,6 +433,11 @@ void CudaBackend::gemm(Context& ctx, const GemmArgs& args) {
   };
   // f64 has no bias epilogue.
   const bool epilogue = args.bias && t != DType::f64 && alignment(args.bias.raw()) >= kBiasAlign;
+  if (narrow_type && args.c.dtype() == DType::f32) {
+    if (!multiply(ctx, args, a, b, args.c, false, args.accumulate)) refuse();
+    if (active) finish(ctx, args, args.c, false, false);
+    return;
+  }
   // What follows the product may not round a second time.
   if (!narrow_type || (!active && (epilogue || !args.bias))) {
     if (multiply(ctx, args, a, b, args.c, epilogue, args.accumulate)) {

@@ -11,7 +11,8 @@ void gemm(Context& ctx, const GemmArgs& args) {
   check.present({{"a", args.a}, {"b", args.b}, {"c", args.c}});
   check.dtype({"a", args.a}, {DType::f32, DType::bf16, DType::f16, DType::f64});
   check.same_dtype({"a", args.a}, {"b", args.b});
-  check.same_dtype({"a", args.a}, {"c", args.c});
+  const bool unrounded = args.c.dtype() == DType::f32 && args.a.dtype() != DType::f64;
+  if (!unrounded) check.same_dtype({"a", args.a}, {"c", args.c});
   check.rank({"a", args.a}, 2, Shape::kMaxRank);
   check.rank({"b", args.b}, 2, Shape::kMaxRank);
   const int rank = args.a.rank();
@@ -43,6 +44,8 @@ void gemm(Context& ctx, const GemmArgs& args) {
   if (args.bias) {
     check.present({{"bias", args.bias}});
     check.same_dtype({"a", args.a}, {"bias", args.bias});
+    if (args.c.dtype() != args.a.dtype())
+      check.fail("a product of " + std::string(name(args.a.dtype())) + " whose sums stay f32 has no bias");
     check.shape({"bias", args.bias}, {n});
     check.packed({"bias", args.bias});
     check.disjoint({"bias", args.bias}, {"c", args.c});

@@ -3,9 +3,9 @@
 // Shapes: a [..., M, K], b [..., K, N] (b_transposed: [..., N, K], the [out, in] orientation of linear
 // layers), c [..., M, N]. Leading batch axes of a and c must be equal; b has the same or none (shared). The
 // last axis of every operand is contiguous; the row stride is free. bias [N] or none, added before the
-// activation. dtypes: a, b, c equal: f32, bf16, f16 (f32 accumulation, one rounding at the end) or f64. Any
-// extent may be 0 (K = 0 gives act(bias)). c must not alias a or b. Cost: matmul 2 M N K per batch;
-// elementwise M N for a bias; special M N for an activation.
+// activation. dtypes: a, b, c equal: f32, bf16, f16 (f32 accumulation, one rounding at the end) or f64; or
+// a, b narrow and c f32, not rounded, no bias. Any extent may be 0 (K = 0: act(bias)). c must not alias a or
+// b. Cost: matmul 2 M N K per batch; elementwise M N for a bias; special M N for an activation.
 #pragma once
 #include "kernels/core/context.hpp"
 

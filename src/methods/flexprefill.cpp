@@ -222,11 +222,8 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
       while ((int64_t{1} << bits) < x) ++bits;
       return bits;
     };
-    if (dtype_ != DType::f32) {
-      s.pool(maps * R * d, element, maps * R * d);
-      s.pool(kv_maps * N * d, element, kv_maps * N * d);
-    }
-    s.gemm(maps, R, N, d);
+    s.c.matmul += 2 * maps * R * N * d;
+    s.bytes(element * maps * (R + N) * d, 4 * maps * R * N);
     s.softmax(maps * R * N);
     s.work(2 * maps * R * N, 4 * maps * R * N, 8 * maps * N);      // lines
     s.work(2 * maps * N * (log2(N) + 1), 8 * maps * N, 8 * maps);  // covers
@@ -269,10 +266,6 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
     pool_tokens(ctx, a);
     return a.y;
   }
-  /// The same values in f32.
-  Tensor widened(Context& ctx, const Tensor& x) {
-    return dtype_ == DType::f32 ? x : pooled(ctx, x, 1, PoolTokensArgs::Kind::sum);
-  }
   float probe_scale() const {
     return static_cast<float>(1.0 / std::sqrt(static_cast<double>(form_.head_dim)));
   }
@@ -302,12 +295,11 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
     slash_ = ctx.allocate(DType::f32, {f.batch, kv, group, N});
     const Tensor rows = query_.slice(2, N - R, N);
     probe_mean_ = pooled(ctx, rows, R, PoolTokensArgs::Kind::mean);  // [B, H, 1, D]
-    const Tensor q = widened(ctx, rows), k = widened(ctx, key_);
     const int64_t together = std::clamp<int64_t>(kProbeBytes / (4 * group * R * N), 1, kv);
     for (int64_t b = 0; b < f.batch; ++b)
       for (int64_t first = 0; first < kv; first += together) {
         const int64_t last = std::min(kv, first + together);
-        const Tensor qb = q.select(0, b), kb = k.select(0, b).slice(0, first, last);
+        const Tensor qb = rows.select(0, b), kb = key_.select(0, b).slice(0, first, last);
         GemmArgs a;
         a.a = qb.strided({last - first, group, R, f.head_dim},
                          {group * qb.stride(0), qb.stride(0), qb.stride(1), 1}, first * group * qb.stride(0));

@@ -30,7 +30,8 @@ void run_and_check(Sides& s, const Product& p) {
   const double k = static_cast<double>(p.a.host.dim(p.options.a_transposed ? -2 : -1));
   const DType t = p.a.host.dtype();
   const double unit = t == DType::f64 ? 0x1p-53 : 0x1p-24;
-  const double storage = t == DType::bf16 || t == DType::f16 ? rounding_of(t) : 0.0;
+  const DType to = p.c.host.dtype();
+  const double storage = to == DType::bf16 || to == DType::f16 ? rounding_of(to) : 0.0;
   check_norm(s.fetch(p.c), values(wide.c), storage + 4 * (std::sqrt(k) + 2) * unit);
   // Nothing around C was written.
   const Tensor whole = s.fetch(p.c, true);
@@ -193,4 +194,27 @@ TEST_CASE("CUDA gemm is recorded in a graph and repeats its bits") {
       p.options.activation = act;
       s.check_graph([&] { gemm(s.device, on_device(p)); }, {p.c});
     }
+}
+
+TEST_CASE("CUDA gemm keeps f32 sums of narrow operands: exact products, nothing rounded but sums") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const DType type = GENERATE(DType::bf16, DType::f16);
+  Sides s(*gpu, 106);
+  for (int round = 0; round < 32; ++round) {
+    // Odd sizes, and those whose rows vectors may load.
+    const int64_t unit = round % 2 ? 8 : 1;
+    const int64_t m = unit * s.r.integer(1, 40), n = unit * s.r.integer(1, 40),
+                  k = unit * s.r.integer(1, 300);
+    Product p;
+    p.options.b_transposed = s.r.integer(0, 1) == 1;
+    p.options.alpha = s.r.integer(0, 1) == 1 ? 1.0f : -0.75f;
+    p.options.accumulate = round % 3 == 0;
+    p.a = s.padded(type, {3, m, k}, 0, 8);
+    p.b = s.padded(type, p.options.b_transposed ? Shape{3, n, k} : Shape{3, k, n}, 0, 8);
+    p.c = p.options.accumulate ? s.padded(DType::f32, {3, m, n}, 1, 3)
+                               : s.padded_output(DType::f32, {3, m, n}, 1, 3);
+    INFO("round " << round << ": M " << m << " N " << n << " K " << k);
+    run_and_check(s, p);
+  }
 }

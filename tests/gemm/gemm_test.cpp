@@ -182,6 +182,39 @@ TEST_CASE("a narrow result is rounded once, and padding around C stays untouched
   CHECK(std::isnan(get(wide, 2)));
 }
 
+TEST_CASE("narrow operands whose sums stay f32 give what their f32 values give, to the bit") {
+  const DType type = GENERATE(DType::bf16, DType::f16);
+  Context ctx(cpu_backend(), 2);
+  each_isa([&] {
+    Random r(21);
+    for (int round = 0; round < 20; ++round) {
+      const int64_t m = r.integer(1, 40), n = r.integer(1, 40), k = r.integer(round == 0 ? 0 : 1, 200);
+      GemmArgs g;
+      g.a_transposed = r.integer(0, 1) == 1;
+      g.b_transposed = r.integer(0, 1) == 1;
+      g.accumulate = r.integer(0, 1) == 1;
+      g.alpha = 0.3f;
+      g.activation = static_cast<Activation>(r.integer(0, 3));
+      g.a = randomize(padded(ctx, type, g.a_transposed ? Shape{3, k, m} : Shape{3, m, k}, 1, 2), r);
+      const Tensor b = randomize(padded(ctx, type, g.b_transposed ? Shape{n, k} : Shape{k, n}, 2, 1), r);
+      // B for itself, or broadcast over the batch.
+      g.b = round % 2 ? b : b.strided({3, b.dim(0), b.dim(1)}, {0, b.stride(0), 1});
+      g.c = randomize(padded(ctx, DType::f32, {3, m, n}, 1, 1), r);
+      GemmArgs wide = g;
+      wide.a = ctx.allocate(DType::f32, g.a.shape()), wide.b = ctx.allocate(DType::f32, g.b.shape());
+      wide.c = ctx.allocate(DType::f32, {3, m, n});
+      const auto put_all = [](const Tensor& from, const Tensor& to) {
+        const std::vector<double> v = values(from);
+        for (int64_t i = 0; i < to.numel(); ++i) put(to, i, v[static_cast<size_t>(i)]);
+      };
+      put_all(g.a, wide.a), put_all(g.b, wide.b), put_all(g.c, wide.c);
+      gemm(ctx, wide);
+      run_and_check(ctx, g);
+      CHECK(values(g.c) == values(wide.c));
+    }
+  });
+}
+
 TEST_CASE("gemm does not depend on the thread count") {
   const DType type = GENERATE(DType::f32, DType::bf16);
   if (best_isa() == Isa::base) return;  // BLAS cuts the work by threads
@@ -281,6 +314,10 @@ TEST_CASE("gemm refuses what does not fit, naming it") {
   refuses("'a' is missing", [](GemmArgs& g) { g.a = {}; });
   refuses("dtypes of 'a' (f32) and 'b' (bf16)", [&](GemmArgs& g) {
     g.b = random(ctx, DType::bf16, {2, 4, 5}, r);
+  });
+  refuses("has no bias", [&](GemmArgs& g) {
+    g.a = random(ctx, DType::bf16, {2, 3, 4}, r), g.b = random(ctx, DType::bf16, {2, 4, 5}, r);
+    g.bias = random(ctx, DType::bf16, {5}, r);
   });
   refuses("i32", [&](GemmArgs& g) { g.a = ctx.allocate(DType::i32, {2, 3, 4}); });
   refuses("inner extents differ: 4", [&](GemmArgs& g) { g.b = random(ctx, DType::f32, {2, 5, 5}, r); });
