@@ -16,8 +16,11 @@ namespace {
 constexpr int kSmallItems = 16;
 constexpr int64_t kSmallRow = kThreads * kSmallItems;
 /// From here on a row is enough work for the whole device, so that rows are sorted one after another.
-constexpr int64_t kLargeRow = int64_t{1} << 16;
-/// Keys sorted together; bounds the workspace to 1 GiB (two keys and two columns of 4 bytes).
+constexpr int64_t kLargeRow = int64_t{1} << 19;
+/// Rows up to this length keep the device busy with a block each, if there are so many of them.
+constexpr int64_t kSegment = int64_t{1} << 16, kManySegments = 512;
+/// Keys sorted together; bounds the workspace to 1 GiB (two keys and two columns of 4 bytes; half as many
+/// keys of 8 bytes).
 constexpr int64_t kBatchKeys = int64_t{1} << 26;
 
 template <int kPer>
@@ -52,9 +55,57 @@ __global__ void __launch_bounds__(kThreads) iota_kernel(int32_t* columns, Diviso
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
     columns[i] = static_cast<int32_t>(i - m.of(i) * m.n);
 }
+/// The row above the key, and the column of each.
+__global__ void __launch_bounds__(kThreads)
+    row_keys_kernel(const uint32_t* keys, uint64_t* wide, int32_t* columns, Divisor m, int64_t count) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
+    const int64_t row = m.of(i);
+    wide[i] = static_cast<uint64_t>(row) << 32 | keys[i];
+    columns[i] = static_cast<int32_t>(i - row * m.n);
+  }
+}
+__global__ void __launch_bounds__(kThreads)
+    low_words_kernel(const uint64_t* wide, uint32_t* sorted, int64_t count) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
+    sorted[i] = static_cast<uint32_t>(wide[i]);
+}
 __global__ void __launch_bounds__(kThreads) offsets_kernel(int32_t* offsets, int64_t m, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i < count) offsets[i] = static_cast<int32_t>(i * m);
+}
+
+/// Rows that are too short to fill the device one by one and too few to fill it a block each: one sort of all
+/// of them, by row and key.
+void sort_together(Context& ctx, const uint32_t* keys, int64_t rows, int64_t m, uint32_t* sorted,
+                   int32_t* columns) {
+  const cudaStream_t stream = stream_of(ctx);
+  const int64_t most = std::min(rows, std::max<int64_t>(1, kBatchKeys / 2 / m));
+  const Tensor from = ctx.allocate(DType::i32, {2 * most * m}), to = ctx.allocate(DType::i32, {2 * most * m});
+  const Tensor places = ctx.allocate(DType::i32, {most * m});
+  auto *in = static_cast<uint64_t*>(from.raw()), *out = static_cast<uint64_t*>(to.raw());
+  const auto sort = [&](void* storage, size_t& bytes, int64_t first, int64_t count) {
+    int bits = 32;
+    while ((int64_t{1} << (bits - 32)) < count) ++bits;
+    CUDA_CHECK(cub::DeviceRadixSort::SortPairs(storage, bytes, in, out, places.data<int32_t>(),
+                                               columns + first * m, static_cast<int>(count * m), 0, bits,
+                                               stream));
+  };
+  size_t bytes = 0;
+  sort(nullptr, bytes, 0, most);
+  const Tensor storage = ctx.allocate(DType::u8, {static_cast<int64_t>(std::max<size_t>(bytes, 1))});
+  for (int64_t first = 0; first < rows; first += most) {
+    const int64_t part = std::min(most, rows - first), count = part * m;
+    row_keys_kernel<<<grid_for(ctx, count, kThreads), kThreads, 0, stream>>>(
+        keys + first * m, in, places.data<int32_t>(), Divisor(m), count);
+    CUDA_CHECK_LAUNCH();
+    size_t given = bytes;
+    sort(storage.raw(), given, first, part);
+    if (!sorted) continue;
+    low_words_kernel<<<grid_for(ctx, count, kThreads), kThreads, 0, stream>>>(out, sorted + first * m, count);
+    CUDA_CHECK_LAUNCH();
+  }
 }
 
 }  // namespace
@@ -72,6 +123,8 @@ void sort_rows(Context& ctx, uint32_t* keys, int64_t rows, int64_t m, uint32_t* 
     CUDA_CHECK_LAUNCH();
     return;
   }
+  if (rows > 1 && m < kLargeRow && (m >= kSegment || rows < kManySegments))
+    return sort_together(ctx, keys, rows, m, sorted, columns);
   Tensor own_sorted;
   if (!sorted) {
     own_sorted = ctx.allocate(DType::i32, {rows * m});
