@@ -83,6 +83,55 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// Rows of at most 32 * kPer columns whose chosen ones are wanted in any or in column order: a warp keeps the
+/// keys in registers and finds the last chosen one bit by bit, from the highest.
+template <int kPer>
+__global__ void __launch_bounds__(kThreads, 2)  // the compiler's own choice spills keys
+    top_k_bits_kernel(const float* x, DeviceRows xs, DeviceVisible visible, TopKOutput out, int64_t rows) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const unsigned lower = (1u << lane) - 1u;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32; row < rows;
+       row += step) {
+    const int seen = static_cast<int>(visible.end(row));
+    const int want = static_cast<int>(out.wanted(row, seen));
+    const float* from = x + xs.offset(row);
+    uint32_t key[kPer];
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      const int j = lane + 32 * i;
+      key[i] = j < seen ? out.key(from[j]) : 0xffffffffu;
+    }
+    // The want-th key has `prefix` above the bit; `need` of those that begin so are chosen.
+    uint32_t prefix = 0;
+    int need = want;
+    if (want > 0 && want < seen)
+      for (int bit = 31; bit >= 0; --bit) {
+        const uint32_t begin = prefix >> bit;  // ends in 0: the keys behind the row, all ones, never match
+        int own = 0;
+#pragma unroll
+        for (int i = 0; i < kPer; ++i) own += key[i] >> bit == begin;
+        const int matching = __reduce_add_sync(0xffffffffu, own);
+        if (need > matching) need -= matching, prefix |= 1u << bit;
+      }
+    const bool all = want == seen, nothing = want == 0;
+    int ties = 0, base = 0;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) {
+      const int j = lane + 32 * i;
+      const bool here = j < seen && !nothing;
+      const bool tie = here && !all && key[i] == prefix;
+      const unsigned tied = __ballot_sync(0xffffffffu, tie);
+      const bool chosen = here && (all || key[i] < prefix || (tie && ties + __popc(tied & lower) < need));
+      const unsigned votes = __ballot_sync(0xffffffffu, chosen);
+      if (chosen && out.index) out.put(row, base + __popc(votes & lower), j, from[j]);
+      if (out.flag && j < visible.m) out.flag[out.flags.offset(row) + j] = chosen;
+      ties += __popc(tied), base += __popc(votes);
+    }
+    if (out.index) out.put_empty(row, want, lane, 32);
+  }
+}
+
 /// Chosen columns that a block sorts by value in shared memory.
 constexpr int kSortedInBlock = 2048;
 
@@ -527,6 +576,14 @@ void CudaBackend::top_k(Context& ctx, const TopKArgs& args) {
       top_k_warp_kernel<1><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
     else
       top_k_warp_kernel<4><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
+  } else if (m <= 2048 && (!out.index || out.by_index)) {
+    const unsigned grid = grid_for(ctx, rows * 32, kThreads);
+    if (m <= 256)
+      top_k_bits_kernel<8><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
+    else if (m <= 1024)
+      top_k_bits_kernel<32><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
+    else
+      top_k_bits_kernel<64><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
   } else if (!out.index || out.by_index || std::min(args.k, m) <= kSortedInBlock) {
     const bool ranks = out.index && !out.by_index;
     top_k_kernel<<<grid_for(ctx, rows * kThreads, kThreads), kThreads,

@@ -48,7 +48,7 @@ TEST_CASE("CUDA top_k chooses what the CPU chooses, at every size of row and set
   const bool largest = GENERATE(true, false);
   const auto order = GENERATE(TopKArgs::Order::value, TopKArgs::Order::index);
   Sides s(*gpu, 901);
-  for (int64_t m : {1, 31, 32, 33, 100, 128, 129, 1000, 1024, 5000, 40000, 70000})
+  for (int64_t m : {1, 31, 32, 33, 100, 128, 129, 256, 257, 1000, 1024, 1025, 2048, 2049, 5000, 40000, 70000})
     for (int64_t k : {1, 2, 17, 128, 1000, 2048, 3000}) {
       if (m * k > 40000000) continue;
       const int64_t rows = m > 1000 ? 3 : 11;
@@ -115,8 +115,9 @@ TEST_CASE("CUDA argsort is the CPU's at sizes for a block, for segments and for 
   const bool descending = GENERATE(true, false);
   const DType type = GENERATE(DType::f32, DType::i32);
   Sides s(*gpu, 903);
-  for (int64_t m : {1, 2, 700, 1024, 1025, 4096, 4097, 30000, 70000, 300000}) {
-    const int64_t rows = m > 5000 ? 3 : 9;
+  for (int64_t m : {1, 2, 700, 1024, 1025, 4096, 4097, 4100, 30000, 70000, 300000, 530000}) {
+    // Few rows are sorted together, many a block each, long ones one by one.
+    const int64_t rows = m == 4100 ? 520 : m > 5000 ? 3 : 9;
     const Twin x = type == DType::f32 ? scores(s, {rows, m}, true) : integers(s, type, {rows, m}, -300, 300);
     const Twin index = s.poisoned(DType::i32, {rows, m}), value = s.poisoned(type, {rows, m});
     argsort(s.host, {x.host, index.host, value.host, descending});
@@ -125,7 +126,7 @@ TEST_CASE("CUDA argsort is the CPU's at sizes for a block, for segments and for 
     INFO("m " << m);
     check_same(s, index, "index");
     check_same(s, value, "value");
-    if (m == 700 || m == 4097 || m == 70000) s.check_graph(run, {index, value});
+    if (m == 700 || m == 4097 || m == 4100 || m == 70000) s.check_graph(run, {index, value});
   }
 }
 
