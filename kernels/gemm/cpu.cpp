@@ -242,10 +242,6 @@ class PackedGemm {
   int64_t columns_, rows_;
 };
 
-}  // namespace
-
-namespace {
-
 /// The values in f32; what is broadcast stays so.
 Tensor widened(Context& ctx, const Tensor& x) {
   std::vector<int64_t> once, strides;
