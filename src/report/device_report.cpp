@@ -1,6 +1,7 @@
 #include "report/device_report.hpp"
 
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 namespace attnbench {
@@ -52,7 +53,8 @@ Json run_of(const std::string& file, const RunResult& run) {
                       {"published", number(c.claim.published)},
                       {"measured", number(c.measured)},
                       {"verdict", std::string(name(c.verdict))}});
-  return {{"file", file},
+  // The name alone: its folder means nothing on another machine.
+  return {{"file", std::filesystem::path(file).filename().string()},
           {"suite", run.suite.name},
           {"suite_hash", run.suite_hash},
           {"started_at", run.started_at},

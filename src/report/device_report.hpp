@@ -26,7 +26,7 @@ struct DeviceReport {
   std::string description;
   Environment environment;
   std::vector<Line> lines;
-  /// Runs whose ratios and claims are taken over, with their files.
+  /// Runs whose ratios and claims are taken over, with their files, of which the report keeps the names.
   std::vector<std::pair<std::string, RunResult>> runs;
 };
 

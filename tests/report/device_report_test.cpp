@@ -46,10 +46,11 @@ TEST_CASE("a device report is valid and counts what it lists") {
   CHECK(j["environment"]["load"].is_null());
   CHECK_FALSE(j.contains("runs"));
 
-  r.runs = {{"run.json", sample_run()}, {"again.json", sample_run()}};
+  r.runs = {{"/home/somebody/results/run.json", sample_run()}, {"again.json", sample_run()}};
   for (const std::string& v : violations(r)) FAIL_CHECK(v);
   j = json::parse(to_json(r));
-  CHECK(j["runs"][1]["cases"].size() == 2);  // the third was not timed
+  CHECK(j["runs"][0]["file"] == "run.json");  // not where it lay
+  CHECK(j["runs"][1]["cases"].size() == 2);   // the third was not timed
   CHECK(j["runs"][0]["cases"][0]["ratio"]["value"] == 1.449);
   CHECK(j["runs"][0]["claims"][0]["verdict"] == "holds");
 
