@@ -190,14 +190,16 @@ class PowerInstance final : public HeadsInstance {
   ClosedForm cost() const override {
     ClosedForm c;
     for (const Part& p : parts_) {
-      const Cost part = fused_cost(p.pattern.visited_pairs());
+      const int64_t pairs = p.pattern.visited_pairs();
+      const Cost part = fused_cost(pairs);
       const int64_t element = static_cast<int64_t>(size_of(dtype_)), d = form_.head_dim;
+      // A decoding step sees few of a long cache's keys; what no pair visits is not read.
+      const int64_t keys = std::min(form_.kv_heads * form_.keys, form_.heads * pairs);
       c.cost.matmul += part.matmul;
       c.cost.elementwise += part.elementwise;
       c.cost.special += part.special;
       c.cost.bytes_read +=
-          form_.batch * (form_.heads * (p.end - p.begin) + 2 * form_.kv_heads * form_.keys) * d * element +
-          p.pattern.list_bytes();
+          form_.batch * (form_.heads * (p.end - p.begin) + 2 * keys) * d * element + p.pattern.list_bytes();
       c.cost.bytes_written += form_.batch * form_.heads * (p.end - p.begin) * d * element;
     }
     return c;

@@ -127,6 +127,11 @@ TEST_CASE("power_attention agrees with its reference, and its formula with the l
         make_trial("power_attention", heads_problem(2, 4, 1, 1, 333, 8, causal, dtype), {{"block_size", 16}});
     check_trial(t, 3);
   }
+  SECTION("decoding, few keys of a long cache") {
+    Trial t = make_trial("power_attention", heads_problem(2, 4, 2, 1, 2048, 8, causal, dtype),
+                         {{"block_size", 16}, {"window_blocks", 1}});
+    check_trial(t, 3);
+  }
   SECTION("one token, no sink, any scale") {
     Trial t = make_trial("power_attention", heads_problem(1, 1, 1, 1, 1, 8, causal, dtype),
                          {{"sink_blocks", 0}, {"scale", 0.7}});
