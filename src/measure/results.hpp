@@ -113,6 +113,10 @@ struct CaseResult {
   std::optional<Timing> time;
   std::optional<Sustained> sustained;  ///< devices only
   std::optional<double> prepare_s;
+  /// Wall seconds that the harness spent on the case, by phase: open (inputs, preparation), account, verify,
+  /// profile, sample (shared with the cases sampled in turns; the one that ends carries it), sustain,
+  /// analyze.
+  std::map<std::string, double> elapsed_s;
   std::vector<StageTime> stages;
   Cost counted;  ///< by the ledger
   Cost formula;  ///< the card's closed form

@@ -333,10 +333,10 @@ class Run {
   void open_and_check(Work& w, int64_t limit) {
     CaseResult& r = w.result;
     r.status = CaseStatus::ok;
-    const double prepare_s = w.executor->open(limit);
+    const double prepare_s = spent(w, "open", [&] { return w.executor->open(limit); });
     if (prepare_s >= kPrepareSeen) r.prepare_s = prepare_s;
 
-    const Accounting a = w.executor->account();
+    const Accounting a = spent(w, "account", [&] { return w.executor->account(); });
     r.counted = a.counted;
     r.formula = a.form.cost;
     r.published_macs = a.form.published_macs;
@@ -354,7 +354,8 @@ class Run {
     }
 
     if (options_.verify) {
-      const VerifyOutcome v = w.executor->verify(options_.verify_budget_s);
+      const VerifyOutcome v =
+          spent(w, "verify", [&] { return w.executor->verify(options_.verify_budget_s); });
       r.verification = v.result;
       if (!v.checked) {
         r.status = CaseStatus::unverified;
@@ -389,8 +390,8 @@ class Run {
         std::any_of(a.by_stage.begin(), a.by_stage.end(), [](const auto& s) { return !s.first.empty(); });
     if (staged && measures("time")) {
       const double affordable = kProfileShare * run_.suite.measure.max_time_s / std::max(a.seconds, 1e-9);
-      r.stages = w.executor->profile(
-          static_cast<int>(std::clamp(affordable, 1.0, static_cast<double>(kProfileRuns))));
+      const int runs = static_cast<int>(std::clamp(affordable, 1.0, static_cast<double>(kProfileRuns)));
+      r.stages = spent(w, "profile", [&] { return w.executor->profile(runs); });
       double total = 0;
       for (const StageTime& s : r.stages) total += s.median_s;
       for (StageTime& s : r.stages)
@@ -416,16 +417,19 @@ class Run {
     // A device's long loop would heat it for those that are still sampled: it waits until all are done.
     std::vector<size_t> to_sustain;
     Sampler sampler(run_.suite.measure, clock_, options_.stop);
+    double since_s = clock_.now_s();
     sampler.run(members, at, [&](size_t k, const std::vector<Samples>& all) {
       const size_t i = ready[k];
       if (partner == i) return;
       Work& w = work_[i];
+      charge(w, "sample", since_s);
       try {
         if (all[k].failure) std::rethrow_exception(all[k].failure);
         timed(w, all[k]);
         compare(w, all[k], baseline, at ? &all[*at] : nullptr);
         if (w.result.spec.device != "cpu") {
           to_sustain.push_back(i);
+          since_s = clock_.now_s();
           return;
         }
         if (!analyze(w)) return;
@@ -433,11 +437,13 @@ class Run {
         explain(w, std::current_exception());
       }
       finish(w);
+      since_s = clock_.now_s();
     });
     for (const size_t i : to_sustain) {
       Work& w = work_[i];
       try {
-        w.result.sustained = w.executor->sustain(kSustainSeconds, [this] { return stopped(); });
+        w.result.sustained = spent(
+            w, "sustain", [&] { return w.executor->sustain(kSustainSeconds, [this] { return stopped(); }); });
         if (!analyze(w)) continue;
       } catch (...) {
         explain(w, std::current_exception());
@@ -504,6 +510,11 @@ class Run {
 
   /// False when the stop flag cut it short: the case is not final then, and resuming runs it again.
   bool analyze(Work& w) {
+    if (run_.suite.analyses.empty()) return true;
+    return spent(w, "analyze", [&] { return analyses_of(w); });
+  }
+
+  bool analyses_of(Work& w) {
     for (const std::string& id : run_.suite.analyses) {
       if (stopped()) return false;
       try {
@@ -517,6 +528,26 @@ class Run {
       }
     }
     return true;
+  }
+
+  // ---- where the run's own time goes ----
+
+  void charge(Work& w, const char* phase, double since_s) {
+    if (const double s = clock_.now_s() - since_s; s > 0) w.result.elapsed_s[phase] += s;
+  }
+
+  /// Charged when it throws as well: what failed late was paid for too.
+  template <class F>
+  auto spent(Work& w, const char* phase, const F& work) {
+    const double since_s = clock_.now_s();
+    try {
+      auto result = work();
+      charge(w, phase, since_s);
+      return result;
+    } catch (...) {
+      charge(w, phase, since_s);
+      throw;
+    }
   }
 
   // ---- ends ----

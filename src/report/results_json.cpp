@@ -141,6 +141,7 @@ void fields(A& a, CaseResult& c) {
   a("published_macs", c.published_macs), a("parameters", c.parameters), a("memory", c.memory);
   a("bound", c.bound), a("ratio", c.ratio), a("analyses", c.analyses), a("warnings", c.warnings);
   a.rare("sustained", c.sustained), a.rare("decisions", c.decisions);
+  a.rare("elapsed_s", c.elapsed_s);
 }
 
 template <class A>

@@ -51,6 +51,33 @@ TEST_CASE("a case goes through its steps in order") {
   CHECK_FALSE(r.interrupted);
 }
 
+TEST_CASE("a case says where the run's own seconds went") {
+  World w;
+  Suite s = make_suite({"A", "B"});
+  s.analyses = {"entropy"};
+  const auto takes = [&w](double seconds) { return [&w, seconds] { w.clock.now += seconds; }; };
+  w["A"].on_open = takes(3);
+  w["A"].on_verify = takes(5);
+  w["A"].on_analyze = [&w](const std::string& analysis) {
+    w.clock.now += 7;
+    return AnalysisResult{analysis, {}, {}, {}};
+  };
+  w["B"].on_account = [&w] {
+    w.clock.now += 2;
+    throw Unsupported("B has no second half");
+  };
+  Listener l;
+  const RunResult r = run_suite(s, make_options(w), l);
+  const CaseResult &a = result_of(r, "A"), &b = result_of(r, "B");
+  CHECK(a.elapsed_s.at("open") == Approx(3));
+  CHECK(a.elapsed_s.at("verify") == Approx(5));
+  CHECK(a.elapsed_s.at("analyze") == Approx(7));
+  CHECK(a.elapsed_s.at("sample") >= a.time->median_s * static_cast<double>(a.time->samples));
+  CHECK_FALSE(a.elapsed_s.contains("account"));  // took no time
+  CHECK(b.elapsed_s == std::map<std::string, double>{{"account", b.elapsed_s.at("account")}});
+  CHECK(b.elapsed_s.at("account") == Approx(2));
+}
+
 TEST_CASE("joined cases are interleaved and carry paired ratios") {
   World w;
   Suite s = make_suite({"fast", "base", "alone"}, "base");

@@ -123,7 +123,7 @@ TEST_CASE("what the program writes is valid, and strictly so") {
   const std::vector<std::string> optional{"raw_s",       "heads",     "kv_heads",    "length",    "kv_length",
                                           "head_dim",    "channels",  "grid",        "size",      "samples",
                                           "sample_rate", "inputs",    "generator",   "arguments", "file",
-                                          "submission",  "sustained", "device_peak", "decisions"};
+                                          "submission",  "sustained", "device_peak", "decisions", "elapsed_s"};
   size_t removed = 0;
   const std::function<void(const Json&, const std::string&)> visit = [&](const Json& j,
                                                                          const std::string& at) {

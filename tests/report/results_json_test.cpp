@@ -62,6 +62,7 @@ TEST_CASE("a run read back writes the same text, and its members are the ones wr
   CHECK(b.memory->device_peak == 7);
   CHECK(b.time->submission == "graph");
   CHECK(b.sustained == a.sustained);
+  CHECK(b.elapsed_s == a.elapsed_s);
   CHECK(b.decisions == a.decisions);
   CHECK_FALSE(back.cases[2].sustained.has_value());
   CHECK(b.bound->bound_by == "compute");

@@ -48,6 +48,7 @@ inline CaseResult sample_case_result(const std::string& name) {
   r.sustained = Sustained{0.5, 0.625, 1.25, {{"sm_clock_last_mhz", 1755}, {"throttle", "power cap"}}};
   r.decisions = {{"impl", "cudnn", "engine 1.2 ms, cudnn 1.1 ms"}};
   r.prepare_s = 0.125;
+  r.elapsed_s = {{"open", 1.5}, {"verify", 0.25}};
   r.stages = {{"select", 0.01, {1, 2, 3, 4, 5}}, {"attend", 0.02, {6, 7, 8, 9, 10}}};
   r.counted = {INT64_MAX - 100, 1, 2, 3, 4};
   r.formula = {9, 8, 7, 6, 5};
