@@ -6,6 +6,7 @@
 #include <cmath>
 #include <new>
 #include <set>
+#include <type_traits>
 
 #include "measure/case_id.hpp"
 #include "measure/environment.hpp"
@@ -538,7 +539,7 @@ class Run {
 
   /// Charged when it throws as well: what failed late was paid for too.
   template <class F>
-  auto spent(Work& w, const char* phase, const F& work) {
+  std::invoke_result_t<F> spent(Work& w, const char* phase, const F& work) {
     const double since_s = clock_.now_s();
     try {
       auto result = work();
