@@ -33,8 +33,9 @@ constexpr int kProfileRuns = 5;
 constexpr double kUncoveredShare = 0.01;
 // A prepare() that does nothing still takes some nanoseconds to call.
 constexpr double kPrepareSeen = 1e-6;
-// Power limits of cards act within tenths of a second, temperatures follow later.
-constexpr double kSustainSeconds = 1.0;
+// Power limits of cards act within tenths of a second, temperatures follow later. The loop that shows it
+// takes at most this share of a case's time: with `--quick` it would else be as long as the samples.
+constexpr double kSustainSeconds = 1.0, kSustainShare = 0.25;
 // Fewer pairs have no interval.
 constexpr size_t kLeastPairs = 3;
 
@@ -443,8 +444,9 @@ class Run {
     for (const size_t i : to_sustain) {
       Work& w = work_[i];
       try {
-        w.result.sustained = spent(
-            w, "sustain", [&] { return w.executor->sustain(kSustainSeconds, [this] { return stopped(); }); });
+        const double loop_s = std::min(kSustainSeconds, kSustainShare * run_.suite.measure.max_time_s);
+        w.result.sustained =
+            spent(w, "sustain", [&] { return w.executor->sustain(loop_s, [this] { return stopped(); }); });
         if (!analyze(w)) continue;
       } catch (...) {
         explain(w, std::current_exception());
