@@ -149,7 +149,9 @@ std::string remark_of(const BookChapter& chapter, const BookClaim& c) {
   const bool outside = std::any_of(c.entries.begin(), c.entries.end(),
                                    [](const BookEntry& e) { return e.verdict == BookVerdict::outside; });
   if (outside && c.note.empty()) add(kUnexplained);
-  for (size_t m = 0; m < c.entries.size(); ++m)
+  // That a card's claim says nothing of a CPU needs no words where the card has answered.
+  const bool answered = c.verdict() != BookVerdict::not_here;
+  for (size_t m = 0; m < c.entries.size() && !answered; ++m)
     if (!c.entries[m].reason.empty()) {
       const std::string who = letter(chapter, m);
       add((who.empty() ? "" : who + ": ") + c.entries[m].reason);
@@ -180,8 +182,9 @@ ReportTable claims_of(const BookChapter& chapter, bool with_why) {
     ReportTable::Row row;
     row.cells = {c.id, c.published, c.tolerance};
     for (const BookEntry& e : c.entries) {
+      const bool elsewhere = e.verdict == BookVerdict::not_here && c.verdict() != BookVerdict::not_here;
       row.cells.push_back(e.measured);
-      row.cells.emplace_back(name(e.verdict));
+      row.cells.emplace_back(elsewhere ? "" : name(e.verdict));
     }
     row.cells.push_back(c.where);
     if (with_why) row.cells.push_back(remark_of(chapter, c));

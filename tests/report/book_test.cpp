@@ -36,12 +36,12 @@ TEST_CASE("results of one suite stand side by side, each claim with what became 
   const Book book = make_book(
       {run_on("A", {claim("speed", V::outside, 1.5, "the mask is cached here"), claim("macs", V::exact, 2),
                     claim("gpu", V::not_evaluated, 0, "", "no case ran on cuda")}),
-       run_on("B",
-              {claim("speed", V::holds, 1.9), claim("gpu", V::holds, 2.1), claim("extra", V::exact, 2)})});
+       run_on("B", {claim("speed", V::holds, 1.9), claim("gpu", V::holds, 2.1), claim("extra", V::exact, 2),
+                    claim("file", V::not_evaluated, 0, "", "no EEG file was given")})});
   REQUIRE(book.chapters.size() == 1);
   const BookChapter& c = book.chapters[0];
   CHECK(c.machines == std::vector<std::string>{"A", "B"});
-  REQUIRE(c.claims.size() == 4);
+  REQUIRE(c.claims.size() == 5);
   for (const BookClaim& b : c.claims) CHECK(b.entries.size() == 2);
   CHECK(c.claims[0].verdict() == BookVerdict::outside);
   CHECK(c.claims[0].entries[1].verdict == BookVerdict::within);
@@ -50,12 +50,15 @@ TEST_CASE("results of one suite stand side by side, each claim with what became 
   CHECK(c.claims[2].verdict() == BookVerdict::within);
   CHECK(c.claims[3].verdict() == BookVerdict::exact);
   CHECK(c.count(BookVerdict::exact) == 2);
-  CHECK(c.count(BookVerdict::not_here) == 0);
+  CHECK(c.count(BookVerdict::not_here) == 1);
 
   const std::string md = book_markdown(book);
   for (const char* text :
-       {"the mask is cached here", "A: no case ran on cuda", "measured on B", "A: A: ", "2.00", "Table 1"})
+       {"the mask is cached here", "B: no EEG file was given", "measured on B", "A: A: ", "2.00", "Table 1"})
     CHECK_THAT(md, ContainsSubstring(text));
+  // What one machine has answered needs no excuse of the other.
+  CHECK(md.find("no case ran on cuda") == std::string::npos);
+  CHECK(markup::count(md, "not reproducible here |") == 1 + 2);  // a head of the summary; "file" on A and B
   const std::string html = book_html(book);
   CHECK(markup::problems(html).empty());
   for (const char* text :
