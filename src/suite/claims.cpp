@@ -181,7 +181,26 @@ class Evaluator {
       if (!measured(r).bound) throw NotEvaluated{"case '" + r.spec.name + "' has no rate"};
       return Figure::exactly(100 * r.bound->gflops / product_rate(r));
     }
+    if (f == "stage_time" || f == "stage_share")
+      return stage(r, e.arguments.at(0)->literal, f == "stage_share");
     return scalar(r, e.arguments.at(0)->literal);
+  }
+
+  /// Profiled medians: of one stage, or its percentage of what all stages take together.
+  static Figure stage(const CaseResult& r, const Value& what, bool share) {
+    if (!what.is_string()) throw NotEvaluated{"stages are named by a text such as \"attend\""};
+    double all = 0, own = -1;
+    std::string names;
+    for (const StageTime& s : measured(r).stages) {
+      all += s.median_s;
+      if (s.stage == what.as_string()) own = s.median_s;
+      names += (names.empty() ? "" : ", ") + s.stage;
+    }
+    if (own < 0)
+      throw NotEvaluated{"case '" + r.spec.name + "' has no stage '" + what.as_string() + "'" +
+                         (names.empty() ? ", nor any other" : "; it has " + names)};
+    if (!(all > 0)) throw NotEvaluated{"the stages of case '" + r.spec.name + "' took no time"};
+    return Figure::exactly(share ? 100 * own / all : own);
   }
 
   /// What the gemm operator's large product reached in the case's dtype on its device.
@@ -268,11 +287,11 @@ ClaimResult::Verdict verdict(const Claim& c, double measured) {
 }  // namespace
 
 const CaseFunctions& claim_functions() {
-  static const CaseFunctions f{{"time", 0},   {"throughput", 0},     {"macs", 0},
-                               {"flops", 0},  {"counted_flops", 0},  {"matmul_flops", 0},
-                               {"params", 0}, {"memory", 0},         {"workspace", 0},
-                               {"error", 0},  {"gflops", 0},         {"percent_of_ceiling", 0},
-                               {"scalar", 1}, {"percent_of_gemm", 0}};
+  static const CaseFunctions f{
+      {"time", 0},          {"throughput", 0},      {"macs", 0},       {"flops", 0},
+      {"counted_flops", 0}, {"matmul_flops", 0},    {"params", 0},     {"memory", 0},
+      {"workspace", 0},     {"error", 0},           {"gflops", 0},     {"percent_of_ceiling", 0},
+      {"scalar", 1},        {"percent_of_gemm", 0}, {"stage_time", 1}, {"stage_share", 1}};
   return f;
 }
 

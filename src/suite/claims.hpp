@@ -25,6 +25,8 @@ namespace attnbench {
 ///   error              largest relative L2 of the verification
 ///   gflops, percent_of_ceiling                       achieved rate and its share of what binds it
 ///   percent_of_gemm    achieved rate as a share of the gemm operator's large product in the case's dtype
+///   stage_time         stage_time(case, "attend"): profiled median of one stage, seconds
+///   stage_share        the same as a percentage of all stages of the case
 ///   scalar             scalar(case, "entropy.mean"): a figure of an analysis;
 ///   "receptive_field.last_tokens[3]":
 ///                      the third value of one of its curves

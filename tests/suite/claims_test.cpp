@@ -38,6 +38,7 @@ RunResult run() {
   b.percent_of_ceiling = 70;
   hilo.bound = b;
   hilo.analyses.push_back({"entropy", {{"mean", 2.5}}, {{"curve", {4, 5, 6}}}, {}});
+  hilo.stages = {{"select", 0.01, {}}, {"attend", 0.07, {}}, {"out", 0.02, {}}};
   CaseResult sra = result("sra", 0.145, 0.144, 0.147);
   sra.ratio = Ratio{"hilo", 0.69, 0.68, 0.70, 50};  // paired: not 0.100 / 0.145
   CaseResult window = result("window", 0.2, 0.19, 0.21);
@@ -105,6 +106,11 @@ TEST_CASE("every figure of a case") {
   CHECK(value("scalar(hilo, \"entropy.mean\")") == 2.5);
   CHECK(value("scalar(hilo, \"entropy.curve[1]\")") == 4);
   CHECK(value("scalar(hilo, \"entropy.curve[3]\")") == 6);
+  CHECK(value("stage_time(hilo, \"attend\")") == 0.07);
+  CHECK(value("stage_share(hilo, \"select\") + stage_share(hilo, \"out\")") == Approx(30));
+  CHECK(evaluate("stage_time(hilo, \"rotate\")").reason ==
+        "case 'hilo' has no stage 'rotate'; it has select, attend, out");
+  CHECK(evaluate("stage_share(window, \"select\")").reason == "case 'window' has no stage 'select', nor any other");
   CHECK(value("macs(bad)") == 77);  // a closed form needs no measurement
   CHECK(value("-log(2) * 2 + 3 - abs(-1) / 4") == Approx(3 - 2 * std::log(2) - 0.25));
   CHECK(value("min(time(hilo), 5, 2) + max(1, 2)") == Approx(2.1));
