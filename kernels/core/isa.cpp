@@ -2,9 +2,23 @@
 
 #include <algorithm>
 #include <atomic>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace attnbench {
 namespace {
+
+/// Tiles are 8 KiB of state a thread, which Linux saves only for processes that asked for it.
+bool request_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -33,6 +47,17 @@ void limit_isa(Isa widest) { limit = widest; }
 bool has_avx512_bf16() {
 #if defined(__x86_64__)
   return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+bool has_amx_bf16() {
+#if defined(__x86_64__)
+  if (!has_avx512_bf16()) return false;
+  static const bool usable =
+      __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && request_tiles();
+  return usable;
 #else
   return false;
 #endif

@@ -26,6 +26,9 @@ ATTNBENCH_EACH_ISA(int64_t fma_burst_f64(int64_t, double*))
 namespace isa_avx512bf16 {
 int64_t bf16_burst(int64_t, double*);
 }
+namespace isa_amx {
+int64_t bf16_burst(int64_t, double*);
+}
 
 namespace {
 
@@ -82,7 +85,7 @@ double measure_fma_peak(DType dtype, int threads) {
       if (!has_avx512_bf16())
         throw Unsupported(
             "this CPU has no bf16 multiply-adds (AVX512-BF16); bf16 is computed at the f32 rate");
-      burst = isa_avx512bf16::bf16_burst;
+      burst = has_amx_bf16() ? isa_amx::bf16_burst : isa_avx512bf16::bf16_burst;
       break;
     default:
       throw Unsupported("the multiply-add peak is measured for f32, f64 and bf16, not " +

@@ -8,10 +8,10 @@
 namespace attnbench {
 
 /// Best multiply-add rate in FLOP/s of `threads` threads at once (2 FLOPs a multiply-add), with the widest
-/// vectors the CPU has: f32 and f64 by FMA, bf16 by vdpbf16ps. All operands stay in registers, and there are
-/// more independent accumulator chains than latency x throughput needs (12 > 4 cycles x 2 a cycle). Best of
-/// eight bursts of about 20 ms, all threads starting together. Throws Unsupported for other dtypes and for
-/// bf16 without AVX512-BF16: such CPUs widen to f32 and are bound by its rate.
+/// vectors the CPU has: f32 and f64 by FMA, bf16 by AMX tiles or vdpbf16ps. All operands stay in registers,
+/// and there are more independent accumulator chains than latency x throughput needs (12 > 4 cycles x 2 a
+/// cycle). Best of eight bursts of about 20 ms, all threads starting together. Throws Unsupported for other
+/// dtypes and for bf16 without AVX512-BF16: such CPUs widen to f32 and are bound by its rate.
 double measure_fma_peak(DType dtype, int threads);
 
 /// Rate of gemm() on n x n x n products of `dtype`, in FLOP/s with the context's threads: best of several

@@ -165,6 +165,10 @@ class PackedGemm {
     if (shape.dtype == DType::bf16 && shape.alpha == 1.0f && has_avx512_bf16()) {
       pack_ = isa_avx512bf16::gemm_pack_b, block_ = isa_avx512bf16::gemm_block;
       workspace_ = isa_avx512bf16::gemm_workspace, tile_ = isa_avx512bf16::gemm_tile();
+      if (has_amx_bf16() && isa_amx::gemm_suits(shape)) {
+        pack_ = isa_amx::gemm_pack_b, block_ = isa_amx::gemm_block;
+        workspace_ = isa_amx::gemm_workspace, tile_ = isa_amx::gemm_tile();
+      }
     }
     const int64_t depth = std::max<int64_t>(shape.k, 1);
     columns_ = std::clamp(kPackedBytes / (4 * depth) / tile_.columns * tile_.columns, tile_.columns,

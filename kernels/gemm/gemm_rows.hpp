@@ -48,6 +48,16 @@ void gemm_block(const GemmProduct&, int64_t i0, int64_t i1, int64_t j0, int64_t 
                 float* work);
 }  // namespace isa_avx512bf16
 
+/// And by AMX's tiles, where has_amx_bf16(), for the products that gemm_suits() names.
+namespace isa_amx {
+bool gemm_suits(const GemmProduct&);
+GemmTile gemm_tile();
+void gemm_pack_b(const GemmProduct&, int64_t first, int64_t last, float* out);
+int64_t gemm_workspace(int64_t rows, int64_t k);
+void gemm_block(const GemmProduct&, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const float* panels,
+                float* work);
+}  // namespace isa_amx
+
 /// Products of few rows with a transposed B, columns [j0, j1), without packing: every element of C is a dot
 /// product of two contiguous rows, so B streams through once.
 inline constexpr int64_t kDotRows = 8;

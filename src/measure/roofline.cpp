@@ -21,7 +21,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kCacheFormat = 1;
+constexpr int kCacheFormat = 2;  // 2: bf16 multiply-adds and products may be those of AMX tiles
 
 class CpuPeakProbe final : public PeakProbe {
  public:
