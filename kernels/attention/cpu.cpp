@@ -478,8 +478,8 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
     p.k.interleave(step.v, step.keys, p.s.e, w.v);
     each_lane_run(step, t.lanes, [&](Span lanes, int first, int last) {
       const int lane = lanes.begin * kCorner;
-      p.k.accumulate_pairs(w.o + lane, t.lanes, (lanes.end - lanes.begin) * kCorner, p.s.e,
-                           w.v + first / 2 * p.s.e, last - first, w.s + first / 2 * t.lanes + lane);
+      p.k.accumulate_pairs(w.o + lane, t.lanes, (lanes.end - lanes.begin) * kCorner, p.s.e, w.v, first, last,
+                           w.s + lane);
     });
   } else {
     const void* rows[kKeys];
@@ -497,6 +497,22 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
   }
   if (p.a.relative.values) add_relative_values(p, t, step, w);
 }
+
+/// A thread's use of a kernel table, from its first tile to its last.
+class ThreadState {
+ public:
+  explicit ThreadState(const Kernels& k) : k_(k) {
+    if (k_.begin_thread) k_.begin_thread();
+  }
+  ~ThreadState() {
+    if (k_.end_thread) k_.end_thread();
+  }
+  ThreadState(const ThreadState&) = delete;
+  ThreadState& operator=(const ThreadState&) = delete;
+
+ private:
+  const Kernels& k_;
+};
 
 /// Where the mass pass finds each row's maximum and 1 / sum: [B, H, N] each.
 struct RowSums {
@@ -750,6 +766,7 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    const ThreadState state(p.k);
     Workspace w(p, base + omp_get_thread_num() * space);
     Tile tile;
     Step step;
@@ -790,6 +807,7 @@ void CpuBackend::attention(Context& ctx, const AttentionArgs& args) {
   Tensor more = ctx.allocate(DType::u8, {threads, one_space});
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    const ThreadState state(one.k);
     Workspace w(one, static_cast<char*>(more.raw()) + omp_get_thread_num() * one_space);
     double* key_mass = mass_memory.data<double>() + omp_get_thread_num() * mass_memory.dim(1);
     Tile tile;

@@ -70,6 +70,10 @@ struct DecodeStep {
 struct Kernels {
   const char* name;
   bool bf16_pairs;  ///< the *_pairs functions are there
+  /// Called by every thread before its first use of the *_pairs functions and after its last; null: nothing
+  /// to do.
+  void (*begin_thread)();
+  void (*end_thread)();
 
   /// out[i * lanes + l] = row l's element i; rows beyond `n` become 0.
   void (*pack_columns)(DType, const void* const* rows, int n, int64_t d, int lanes, float* out);
@@ -81,9 +85,13 @@ struct Kernels {
   /// o[i * lanes + l] += sum_j v[j][i] p[j * lanes + l]
   void (*accumulate)(float* o, int lanes, int width, int64_t e, const void* const* v, int keys,
                      const float* p);
-  void (*accumulate_pairs)(float* o, int lanes, int width, int64_t e, const float* v, int keys,
+  /// The same over keys [first, last) of a step; `first` is a multiple of 16, and `last` too unless it is the
+  /// step's end. v is what `interleave` made of the step's values, p[(j / 2) * lanes + l] the pair of weights
+  /// of keys j and j + 1; weights of the step's keys before `first` must be 0 for these lanes.
+  void (*accumulate_pairs)(float* o, int lanes, int width, int64_t e, const float* v, int first, int last,
                            const float* p);
-  /// v of two keys side by side: out[(j / 2) * e + i] = {v[j][i], v[j + 1][i]}; a missing last key is 0.
+  /// v of two keys side by side, a missing last key as 0, in the order that accumulate_pairs of the same
+  /// table wants; kKeys * e / 2 units at most.
   void (*interleave)(const void* const* v, int keys, int64_t e, float* out);
 
   /// `ahead`: bytes from a row to the one that will be read some rows later, to be prefetched; 0: none.
@@ -124,10 +132,11 @@ const Kernels& portable_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& avx512bf16_kernels();
+const Kernels& amx_kernels();
 
 /// Every table this machine can run, slowest first. "portable" is always there.
 struct KernelList {
-  const Kernels* entries[4];
+  const Kernels* entries[5];
   int count = 0;
 };
 KernelList available_kernels();

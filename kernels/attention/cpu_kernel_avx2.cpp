@@ -134,11 +134,12 @@ inline V select_less(V a, V b, V x, V y) {
 }  // namespace
 
 const Kernels& avx2_kernels() {
-  static constexpr Kernels table{"avx2",         false,      pack_columns,     nullptr,         scores,
-                                 nullptr,        accumulate, nullptr,          nullptr,         row_scores,
-                                 row_accumulate, decode,     nullptr,          score_terms,     softmax,
-                                 nullptr,        mass,       rescale,          unpack_columns,  widen,
-                                 range_bits,     finite,     gather_diagonals, spread_diagonals};
+  static constexpr Kernels table{"avx2",          false,      nullptr,        nullptr,    pack_columns,
+                                 nullptr,         scores,     nullptr,        accumulate, nullptr,
+                                 nullptr,         row_scores, row_accumulate, decode,     nullptr,
+                                 score_terms,     softmax,    nullptr,        mass,       rescale,
+                                 unpack_columns,  widen,      range_bits,     finite,     gather_diagonals,
+                                 spread_diagonals};
   return table;
 }
 }  // namespace attnbench::cpu_attention

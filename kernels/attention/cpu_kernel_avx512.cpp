@@ -18,11 +18,12 @@ namespace {
 }  // namespace
 
 const Kernels& avx512_kernels() {
-  static constexpr Kernels table{"avx512",       false,      pack_columns,     nullptr,         scores,
-                                 nullptr,        accumulate, nullptr,          nullptr,         row_scores,
-                                 row_accumulate, decode,     nullptr,          score_terms,     softmax,
-                                 nullptr,        mass,       rescale,          unpack_columns,  widen,
-                                 range_bits,     finite,     gather_diagonals, spread_diagonals};
+  static constexpr Kernels table{"avx512",        false,      nullptr,        nullptr,    pack_columns,
+                                 nullptr,         scores,     nullptr,        accumulate, nullptr,
+                                 nullptr,         row_scores, row_accumulate, decode,     nullptr,
+                                 score_terms,     softmax,    nullptr,        mass,       rescale,
+                                 unpack_columns,  widen,      range_bits,     finite,     gather_diagonals,
+                                 spread_diagonals};
   return table;
 }
 }  // namespace attnbench::cpu_attention

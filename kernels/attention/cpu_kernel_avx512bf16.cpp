@@ -24,15 +24,18 @@ struct PairOp {
 void scores_pairs(const float* q, int lanes, int width, int64_t d, const void* const* k, int keys, float* s) {
   scores_of<PairOp>(q, lanes, width, d / 2, k, keys, s);
 }
-void accumulate_pairs(float* o, int lanes, int width, int64_t e, const float* v, int keys, const float* p) {
+void accumulate_pairs(float* o, int lanes, int width, int64_t e, const float* v, int first, int last,
+                      const float* p) {
+  v += first / 2 * e, p += first / 2 * lanes;
   output_of<PairOp>(
-      o, lanes, width, e, [v, e](int j) { return reinterpret_cast<const char*>(v + j * e); }, (keys + 1) / 2,
-      p);
+      o, lanes, width, e, [v, e](int j) { return reinterpret_cast<const char*>(v + j * e); },
+      (last - first + 1) / 2, p);
 }
 // Two bf16 head dims are one 32-bit unit already: a transpose of units.
 void pack_columns_pairs(const void* const* rows, int n, int64_t d, int lanes, float* out) {
   pack_columns_typed<float>(rows, n, d / 2, lanes, out);
 }
+// A pair of keys a row: out[(j / 2) * e + i] = {v[j][i], v[j + 1][i]}.
 void interleave(const void* const* v, int keys, int64_t e, float* out) {
   for (int j = 0; j < keys; j += 2, out += e) {
     const uint16_t* a = static_cast<const uint16_t*>(v[j]);
@@ -127,11 +130,12 @@ void softmax_pairs(SoftmaxStep& a) { a.t ? softmax_of<true, true>(a) : softmax_o
 }  // namespace
 
 const Kernels& avx512bf16_kernels() {
-  static constexpr Kernels table{"avx512bf16",   true,       pack_columns,     pack_columns_pairs, scores,
-                                 scores_pairs,   accumulate, accumulate_pairs, interleave,         row_scores,
-                                 row_accumulate, decode,     decode_pairs,     score_terms,        softmax,
-                                 softmax_pairs,  mass,       rescale,          unpack_columns,     widen,
-                                 range_bits,     finite,     gather_diagonals, spread_diagonals};
+  static constexpr Kernels table{"avx512bf16",       true,       nullptr,        nullptr,    pack_columns,
+                                 pack_columns_pairs, scores,     scores_pairs,   accumulate, accumulate_pairs,
+                                 interleave,         row_scores, row_accumulate, decode,     decode_pairs,
+                                 score_terms,        softmax,    softmax_pairs,  mass,       rescale,
+                                 unpack_columns,     widen,      range_bits,     finite,     gather_diagonals,
+                                 spread_diagonals};
   return table;
 }
 }  // namespace attnbench::cpu_attention

@@ -127,11 +127,12 @@ const Kernels* forced = nullptr;
 }  // namespace
 
 const Kernels& portable_kernels() {
-  static constexpr Kernels table{"portable",     false,      pack_columns,     nullptr,         scores,
-                                 nullptr,        accumulate, nullptr,          nullptr,         row_scores,
-                                 row_accumulate, decode,     nullptr,          score_terms,     softmax,
-                                 nullptr,        mass,       rescale,          unpack_columns,  widen,
-                                 range_bits,     finite,     gather_diagonals, spread_diagonals};
+  static constexpr Kernels table{"portable",      false,      nullptr,        nullptr,    pack_columns,
+                                 nullptr,         scores,     nullptr,        accumulate, nullptr,
+                                 nullptr,         row_scores, row_accumulate, decode,     nullptr,
+                                 score_terms,     softmax,    nullptr,        mass,       rescale,
+                                 unpack_columns,  widen,      range_bits,     finite,     gather_diagonals,
+                                 spread_diagonals};
   return table;
 }
 
@@ -142,6 +143,7 @@ KernelList available_kernels() {
   if (best_isa() >= Isa::avx2) list.entries[list.count++] = &avx2_kernels();
   if (best_isa() >= Isa::avx512) list.entries[list.count++] = &avx512_kernels();
   if (has_avx512_bf16()) list.entries[list.count++] = &avx512bf16_kernels();
+  if (has_amx_bf16()) list.entries[list.count++] = &amx_kernels();
 #endif
   return list;
 }
