@@ -10,6 +10,9 @@
 // number of threads. Workspace is a few hundred KiB a thread, plus what split keys or masses ask for, which
 // is linear in N.
 #include <omp.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <bit>
@@ -448,6 +451,23 @@ void decode_run(const Plan& p, const Tile& t, Workspace& w, int64_t begin, int64
   }
 }
 
+/// Weights too small for a normal number are 0 while this lives: multiply-adds of subnormal weights take a
+/// hundred times as long, and a mask of -100 makes rows of them. Values and outputs keep their subnormals.
+class NoTinyWeights {
+ public:
+#if defined(__SSE2__)
+  NoTinyWeights() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  ~NoTinyWeights() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
+#else
+  NoTinyWeights() {}
+#endif
+  NoTinyWeights(const NoTinyWeights&) = delete;
+  NoTinyWeights& operator=(const NoTinyWeights&) = delete;
+};
+
 void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, bool first) {
   if (decodes(p, t) && !step.masked && step.keys >= kDecodeKeys) return decode_step(p, t, step, w);
   score_step(p, t, step, w);
@@ -460,7 +480,10 @@ void attend_step(const Plan& p, const Tile& t, const Step& step, Workspace& w, b
   soft.t = p.a.row_entropy ? w.t : nullptr;
   soft.top = p.a.row_max ? w.top : nullptr;
   const bool pairs = p.pairs && !t.by_rows && !careful && !p.a.relative.values;
-  pairs ? p.k.softmax_pairs(soft) : p.k.softmax(soft);
+  {
+    const NoTinyWeights none;
+    pairs ? p.k.softmax_pairs(soft) : p.k.softmax(soft);
+  }
   if (soft.moved && !first) {
     if (t.by_rows) {
       for (int l = 0; l < t.used; ++l)

@@ -84,6 +84,31 @@ TEST_CASE("finite biases of any size hide keys without a trace, and blocked rows
       }
 }
 
+TEST_CASE("weights too small for a normal number are 0, while values and outputs keep their subnormals") {
+  Context ctx(cpu_backend(), 1);
+  const cpu::KernelList list = cpu::available_kernels();
+  constexpr int64_t n = 33, m = 2, d = 19;
+  AttentionArgs a;
+  a.q = ctx.allocate(DType::f32, {1, 1, n, d});
+  a.k = ctx.allocate(DType::f32, {1, 1, m, d});
+  a.v = ctx.allocate(DType::f32, {1, 1, m, d});
+  a.o = ctx.allocate(DType::f32, {1, 1, n, d});
+  a.bias.dense = ctx.allocate(DType::f32, {1, 1, n, m});
+  std::fill_n(a.q.data<float>(), n * d, 0.0f);
+  std::fill_n(a.k.data<float>(), m * d, 0.0f);
+  std::fill_n(a.v.data<float>(), d, 1e-41f);
+  std::fill_n(a.v.data<float>() + d, d, 1e30f);  // a weight of e^-100 would be 3.8e-44, and its share 3.8e-14
+  for (int64_t i = 0; i < n; ++i)
+    a.bias.dense.data<float>()[2 * i] = 0, a.bias.dense.data<float>()[2 * i + 1] = -100;
+  for (int i = 0; i < list.count; ++i) {
+    const ForceKernels force(list.entries[i]);
+    std::fill_n(a.o.data<float>(), n * d, std::numeric_limits<float>::quiet_NaN());
+    attention(ctx, a);
+    INFO(list.entries[i]->name);
+    CHECK(std::count(a.o.data<float>(), a.o.data<float>() + n * d, 1e-41f) == n * d);
+  }
+}
+
 TEST_CASE("embeddings of distances that are not finite reach the rows that see them, and no others") {
   Context ctx(cpu_backend(), 2);
   const cpu::KernelList list = cpu::available_kernels();
