@@ -92,6 +92,10 @@ const FftLine* line_of(int64_t n) {
 /// Points from which a single image is worth cutting between threads: two fork-joins cost 10 us, in which a
 /// core transforms about this many.
 constexpr int64_t kSharedPoints = int64_t{1} << 15;
+/// Threads that share an image pass every line on to another core's cache between rows and columns: two of
+/// them took 60 us for 224 x 224 points, one alone 50 us. So they share only where less than one in this many
+/// would have an image of its own.
+constexpr int64_t kLoneThreads = 3;
 
 /// All images, each by one thread, or by all threads when there are few and they are large. Lines are
 /// computed the same way in both cases, so the result does not depend on the choice.
@@ -111,7 +115,7 @@ void transform_images(Context& ctx, const Fft2Args& args, const FftGrid& grid, c
   const float* x = args.x.data<float>();
   float* y = args.y.data<float>();
   const int64_t count = x_at.count();
-  const bool shared = count < 4 * ctx.threads() && grid.height * grid.width >= kSharedPoints;
+  const bool shared = kLoneThreads * count <= ctx.threads() && grid.height * grid.width >= kSharedPoints;
   const int64_t teams = shared ? 1 : std::min<int64_t>(ctx.threads(), count);
   const Tensor middle = ctx.allocate(DType::f32, {teams, middle_floats});
   const Tensor scratch = ctx.allocate(DType::f32, {ctx.threads(), scratch_floats});
