@@ -139,30 +139,53 @@ void add_run(BookChapter& chapter, const RunResult& run) {
     b.entries.resize(column + 1, {BookVerdict::not_here, "", "not among the claims of this run"});
 }
 
-/// Why a claim is what it is, in the order a reader asks.
-std::string remark_of(const BookChapter& chapter, const BookClaim& c) {
-  std::vector<std::string> parts;
-  const auto add = [&parts](const std::string& text) {
-    if (!text.empty() && std::find(parts.begin(), parts.end(), text) == parts.end()) parts.push_back(text);
-  };
-  add(c.note);
-  const bool outside = std::any_of(c.entries.begin(), c.entries.end(),
-                                   [](const BookEntry& e) { return e.verdict == BookVerdict::outside; });
-  if (outside && c.note.empty()) add(kUnexplained);
-  // That a card's claim says nothing of a CPU needs no words where the card has answered.
-  const bool answered = c.verdict() != BookVerdict::not_here;
-  for (size_t m = 0; m < c.entries.size() && !answered; ++m)
-    if (!c.entries[m].reason.empty()) {
-      const std::string who = letter(chapter, m);
-      add((who.empty() ? "" : who + ": ") + c.entries[m].reason);
-    }
+/// Files by their names: folders of the machine that measured say nothing to a reader of the book.
+std::string without_folders(const std::string& text) {
   std::string out;
-  for (const std::string& p : parts) out += (out.empty() ? "" : "; ") + p;
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find(' ', at), text.size());
+    const std::string word = text.substr(at, end - at);
+    const size_t root = word.find('/');
+    const bool path = root != std::string::npos && (root == 0 || word[root - 1] == '\'');
+    out += path ? word.substr(0, root) + word.substr(word.rfind('/') + 1) : word;
+    if (end < text.size()) out += ' ';
+    at = end + 1;
+  }
+  return out;
+}
+
+/// Why no machine evaluated a claim: by machine, or once where all say the same.
+std::vector<std::string> reasons_of(const BookChapter& chapter, const BookClaim& c) {
+  const bool agree = std::all_of(c.entries.begin(), c.entries.end(),
+                                 [&](const BookEntry& e) { return e.reason == c.entries[0].reason; });
+  std::vector<std::string> reasons;
+  for (size_t m = 0; m < c.entries.size(); ++m) {
+    if (c.entries[m].reason.empty() || (agree && m > 0)) continue;
+    const std::string who = agree ? "" : letter(chapter, m);
+    reasons.push_back((who.empty() ? "" : who + ": ") + without_folders(c.entries[m].reason));
+  }
+  return reasons;
+}
+
+/// Why a claim is what it is: the suite's note where it was evaluated; where it was not, the reason, and the
+/// note as no more than that.
+std::string remark_of(const BookChapter& chapter, const BookClaim& c) {
+  // That a card's claim says nothing of a CPU needs no words where the card has answered.
+  if (c.verdict() != BookVerdict::not_here)
+    return c.note.empty() && c.verdict() == BookVerdict::outside ? kUnexplained : c.note;
+  std::string out;
+  for (const std::string& reason : reasons_of(chapter, c)) out += (out.empty() ? "" : "; ") + reason;
+  if (!c.note.empty()) out += "; note: " + c.note;
   return out;
 }
 
 Mood mood_of(BookVerdict v) {
   return v == BookVerdict::outside ? Mood::bad : v == BookVerdict::not_here ? Mood::warn : Mood::good;
+}
+
+/// A machine without a figure for what another has evaluated: its cell stays empty.
+bool answered_elsewhere(const BookClaim& c, const BookEntry& e) {
+  return e.verdict == BookVerdict::not_here && c.verdict() != BookVerdict::not_here;
 }
 
 constexpr size_t kFixed = 3;  // columns before the machines
@@ -182,9 +205,8 @@ ReportTable claims_of(const BookChapter& chapter, bool with_why) {
     ReportTable::Row row;
     row.cells = {c.id, c.published, c.tolerance};
     for (const BookEntry& e : c.entries) {
-      const bool elsewhere = e.verdict == BookVerdict::not_here && c.verdict() != BookVerdict::not_here;
       row.cells.push_back(e.measured);
-      row.cells.emplace_back(elsewhere ? "" : name(e.verdict));
+      row.cells.emplace_back(answered_elsewhere(c, e) ? "" : name(e.verdict));
     }
     row.cells.push_back(c.where);
     if (with_why) row.cells.push_back(remark_of(chapter, c));
@@ -328,8 +350,8 @@ std::string book_html(const Book& book) {
     for (const BookClaim& claim : c.claims) {
       std::vector<std::string> cells(t.columns.size());
       for (size_t m = 0; m < claim.entries.size(); ++m)
-        cells[kFixed + 2 * m + 1] =
-            html_badge(std::string(name(claim.entries[m].verdict)), mood_of(claim.entries[m].verdict));
+        if (const BookEntry& e = claim.entries[m]; !answered_elsewhere(claim, e))
+          cells[kFixed + 2 * m + 1] = html_badge(std::string(name(e.verdict)), mood_of(e.verdict));
       if (const std::string why = remark_of(c, claim); !why.empty())
         cells.back() = html_name(claim.where) + "<br><em>" + html_name(why) + "</em>";
       options.cells.push_back(std::move(cells));

@@ -64,7 +64,7 @@ void fields(A& a, Claim& c) {
   a("id", c.id), a("expression", c.expression), a("published", c.published),
       a("published_text", c.published_text), a("tolerance", c.tolerance);
   a("compare", c.compare), a("where", c.where), a("device", c.device), a("note", c.note), a("axes", c.axes);
-  a("place", c.place);
+  a("place", c.place), a.rare("left_out", c.left_out);
 }
 
 template <class A>

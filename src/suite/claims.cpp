@@ -323,6 +323,10 @@ double half_last_digit(const std::string& published) {
 ClaimResult evaluate_claim(const Claim& claim, const RunResult& run) {
   ClaimResult result;
   result.claim = claim;
+  if (!claim.left_out.empty()) {
+    result.reason = claim.left_out;
+    return result;
+  }
   try {
     const ExpressionPtr e = parse_expression(claim.expression, claim_functions());
     const Figure f = Evaluator(claim, run).figure(*e);

@@ -40,7 +40,9 @@ bool is_meant(const Case& c, const CaseRef& ref, const std::map<std::string, Val
 ///   exact          tolerance 0: the measured figure, rounded to the published digits, is the published one
 ///   holds          within published x (1 ± tolerance), or on the right side of it (at_least, at_most)
 ///   outside        neither
-///   not_evaluated  a case is missing, was not measured, or ran on another device; `reason` says which
+///   not_evaluated  a case is missing, was not measured, or ran on another device, or the run leaves the
+///   claim
+///                  out; `reason` says which
 ClaimResult evaluate_claim(const Claim& claim, const RunResult& run);
 
 /// Half of the last published digit: 298.30 -> 0.005, 64 -> 0.5, 1.2e3 -> 50.

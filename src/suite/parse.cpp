@@ -568,10 +568,11 @@ class Resolver {
 
   void claims(Suite& s) {
     for (const ClaimDeclaration& d : d_.claims) {
-      const NameLookup quick = [this](const std::string& n, int offset) {
-        if (n == "quick") return Value(options_.quick);
-        throw ExpressionError(offset, "a claim's `when` knows only `quick`, not '" + n + "'");
-        return Value();
+      const auto knowing = [](bool quick) -> NameLookup {
+        return [quick](const std::string& n, int offset) {
+          if (n == "quick") return Value(quick);
+          throw ExpressionError(offset, "a claim's `when` knows only `quick`, not '" + n + "'");
+        };
       };
       for (const auto& [axis, place] : d.axis_places)
         if (!axis_exists(axis))
@@ -584,7 +585,11 @@ class Resolver {
         if (e.has_case) case_of_claim(s, d, e, place);
         if (e.has_case && e.word == "scalar") scalar_of_claim(s, e, place);
       });
-      if (holds(d.when, quick)) s.claims.push_back(d.claim);
+      const bool wanted = holds(d.when, knowing(options_.quick));
+      // What a quick run leaves out was published all the same: it is listed, with the reason.
+      if (!wanted && !(options_.quick && holds(d.when, knowing(false)))) continue;
+      s.claims.push_back(d.claim);
+      if (!wanted) s.claims.back().left_out = "left out by --quick";
     }
   }
 

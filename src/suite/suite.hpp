@@ -59,6 +59,7 @@ struct Claim {
   std::string where;              ///< source of the figure
   std::string device;             ///< empty: any
   std::string note;
+  std::string left_out;  ///< why this run does not evaluate it: its `when` is false; empty: it does
   std::map<std::string, Value> axes;  ///< axis values to which the claim is bound
   Place place;
 };

@@ -66,6 +66,37 @@ TEST_CASE("results of one suite stand side by side, each claim with what became 
     CHECK_THAT(html, ContainsSubstring(text));
 }
 
+TEST_CASE("a claim of one device takes the verdict of the machine that has it, in Markdown and on the page") {
+  const ClaimResult cpu = claim("cpu-speed", V::holds, 1.9, "on one core");
+  ClaimResult elsewhere =
+      claim("cpu-speed", V::not_evaluated, 0, "on one core", "case 'a' did not run on cpu");
+  for (const bool gpu_first : {true, false}) {
+    std::vector<RunResult> runs{run_on("GPU", {elsewhere}), run_on("CPU", {cpu})};
+    if (!gpu_first) std::swap(runs[0], runs[1]);
+    const Book book = make_book(runs);
+    CHECK(book.chapters[0].claims[0].verdict() == BookVerdict::within);
+    CHECK(book.chapters[0].count(BookVerdict::not_here) == 0);
+    const std::string md = book_markdown(book), html = book_html(book);
+    CHECK(markup::count(md, "not reproducible here |") == 1);  // the head of the summary
+    CHECK(md.find("did not run on cpu") == std::string::npos);
+    CHECK(html.find("did not run on cpu") == std::string::npos);
+    CHECK(markup::count(html, ">within tolerance</span>") == 2);  // its tile and its badge
+    // The tile alone: no badge calls the claim irreproducible where the other machine has answered.
+    CHECK(markup::count(html, ">not reproducible here</span>") == 1);
+  }
+}
+
+TEST_CASE("the reason of what no machine evaluated comes before the note, once where machines agree") {
+  const ClaimResult c = claim("m", V::not_evaluated, 0, "two forwards", "left out by --quick");
+  const std::string agreed = book_markdown(make_book({run_on("A", {c}), run_on("B", {c})}));
+  CHECK_THAT(agreed, ContainsSubstring("| left out by --quick; note: two forwards |"));
+  const ClaimResult other = claim("m", V::not_evaluated, 0, "two forwards",
+                                  "the module /home/me/x/lib/libcuda.so is not there, nor /etc/a.json: or");
+  const std::string apart = book_markdown(make_book({run_on("A", {c}), run_on("B", {other})}));
+  CHECK_THAT(apart, ContainsSubstring("| A: left out by --quick; B: the module libcuda.so is not there, nor "
+                                      "a.json: or; note: two forwards |"));
+}
+
 TEST_CASE("what is outside without a reason says so; interrupted runs leave claims open") {
   RunResult cut = run_on("A", {claim("speed", V::holds, 2)});
   cut.claims.clear(), cut.interrupted = true;

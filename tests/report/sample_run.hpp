@@ -84,6 +84,7 @@ inline RunResult sample_run() {
   claim.where = "Table 1";
   claim.device = "cpu";
   claim.note = "a note";
+  claim.left_out = "left out by --quick";
   claim.place = {"a.yaml", 3, 1};
   claim.axes = {{"problem.batch", 64}};
   run.suite.claims = {claim};

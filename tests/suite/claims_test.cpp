@@ -110,7 +110,8 @@ TEST_CASE("every figure of a case") {
   CHECK(value("stage_share(hilo, \"select\") + stage_share(hilo, \"out\")") == Approx(30));
   CHECK(evaluate("stage_time(hilo, \"rotate\")").reason ==
         "case 'hilo' has no stage 'rotate'; it has select, attend, out");
-  CHECK(evaluate("stage_share(window, \"select\")").reason == "case 'window' has no stage 'select', nor any other");
+  CHECK(evaluate("stage_share(window, \"select\")").reason ==
+        "case 'window' has no stage 'select', nor any other");
   CHECK(value("macs(bad)") == 77);  // a closed form needs no measurement
   CHECK(value("-log(2) * 2 + 3 - abs(-1) / 4") == Approx(3 - 2 * std::log(2) - 0.25));
   CHECK(value("min(time(hilo), 5, 2) + max(1, 2)") == Approx(2.1));
@@ -253,6 +254,14 @@ TEST_CASE("devices") {
   c.expression = "time(sra) / time(hilo)";
   CHECK(evaluate_claim(c, r).verdict == Verdict::not_evaluated);
   CHECK(evaluate_claim(c, r).reason == "case 'sra' did not run on cuda");
+}
+
+TEST_CASE("a claim that is left out says why, even where its cases were measured") {
+  Claim c = claim("params(hilo)", "2198528", 0);
+  CHECK(evaluate_claim(c, run()).verdict == Verdict::exact);
+  c.left_out = "left out by --quick";
+  CHECK(evaluate_claim(c, run()).verdict == Verdict::not_evaluated);
+  CHECK(evaluate_claim(c, run()).reason == "left out by --quick");
 }
 
 TEST_CASE("what cannot be evaluated says why") {
