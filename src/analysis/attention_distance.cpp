@@ -14,16 +14,19 @@ namespace {
 /// Weights that a sample of rows looks at, on one core of the host: a second or two.
 constexpr int64_t kWeights = int64_t{1} << 27;
 
-/// Distance between tokens: Euclidean on a grid, |i - j| along a sequence.
+/// Distance between tokens: Euclidean on a grid, |i - j| along a sequence. Leading tokens have no place on a
+/// grid: queries and keys are counted from the first that has.
 class Distance {
  public:
-  Distance(std::vector<int64_t> grid, int64_t tokens) {
+  Distance(std::vector<int64_t> grid, int64_t leading, int64_t tokens) {
     int64_t product = 1;
     for (const int64_t g : grid) product *= g;
-    if (!grid.empty() && product == tokens) grid_ = std::move(grid);
+    if (!grid.empty() && leading + product == tokens) grid_ = std::move(grid), leading_ = leading;
   }
   bool on_grid() const { return !grid_.empty(); }
-  /// Of query i to every key.
+  /// Tokens without a place, at the front; 0 along a sequence.
+  int64_t leading() const { return leading_; }
+  /// Of query i, counted from the first with a place, to every key that has one.
   void from(int64_t i, int64_t offset, std::vector<double>& out) const {
     const auto n = static_cast<int64_t>(out.size());
     if (!on_grid()) {
@@ -52,6 +55,7 @@ class Distance {
 
  private:
   std::vector<int64_t> grid_;
+  int64_t leading_ = 0;
 };
 
 class AttentionDistance final : public Analysis {
@@ -68,6 +72,7 @@ class AttentionDistance final : public Analysis {
           "share of the weight in each octave of distance.";
       i.formula =
           "D_i = sum_j p_ij |i - j| / sum_j p_ij            rows without weight left out\n"
+          "tokens before a grid ([CLS], registers) have no place: neither i nor j is one of them\n"
           "relative = mean of D_i over mean over i and all j of |i - j|      1: as a uniform row\n"
           "octave 1: distance below 1; octave k: [2^(k - 2), 2^(k - 1))\n"
           "octave_map: the share of the weight in each octave by head, as many octaves a head as "
@@ -102,8 +107,9 @@ class AttentionDistance final : public Analysis {
       const int64_t fit = kWeights / (pairs->batch * heads * m) / RowSample::kRun * RowSample::kRun;
       sample.queries = std::min(sample.queries, std::max(fit, RowSample::kRun));
     }
-    const Distance distance(n == m ? pairs->grid : std::vector<int64_t>{}, m);
-    std::vector<double> all, own, away(static_cast<size_t>(m));
+    const Distance distance(n == m ? pairs->grid : std::vector<int64_t>{}, pairs->leading, m);
+    const int64_t leading = distance.leading(), placed = m - leading;
+    std::vector<double> all, own, away(static_cast<size_t>(placed));
     std::vector<std::vector<double>> octaves(static_cast<size_t>(heads));  // summed over rows
     std::vector<double> rows_of(static_cast<size_t>(heads), 0.0);
     double uniform = 0;
@@ -112,11 +118,13 @@ class AttentionDistance final : public Analysis {
       own.clear();
       std::vector<double>& shares = octaves[static_cast<size_t>(h)];
       const bool there = for_rows(
-          ctx, instance, pairs->batch, h, n, m, sample, [&](int64_t, int64_t, int64_t i, const float* row) {
+          ctx, instance, pairs->batch, h, n, m, sample, [&](int64_t, int64_t, int64_t i, const float* keys) {
+            if (i < leading) return;
+            const float* row = keys + leading;
             // Where they differ in number, the last query stands at the last key.
-            distance.from(i, m - n, away);
+            distance.from(i - leading, m - n, away);
             double mass = 0, sum = 0, mean = 0;
-            for (int64_t j = 0; j < m; ++j) {
+            for (int64_t j = 0; j < placed; ++j) {
               const double d = away[static_cast<size_t>(j)], p = static_cast<double>(row[j]);
               mean += d;
               mass += p;
@@ -130,7 +138,7 @@ class AttentionDistance final : public Analysis {
               ++empty;
               return;
             }
-            for (int64_t j = 0; j < m; ++j) {
+            for (int64_t j = 0; j < placed; ++j) {
               if (row[j] <= 0) continue;
               const double d = away[static_cast<size_t>(j)];
               const size_t octave = d < 1 ? 0 : static_cast<size_t>(std::ilogb(d)) + 1;
@@ -138,7 +146,7 @@ class AttentionDistance final : public Analysis {
               shares[octave] += static_cast<double>(row[j]) / mass;
             }
             own.push_back(sum / mass);
-            uniform += mean / static_cast<double>(m);
+            uniform += mean / static_cast<double>(placed);
             ++rows;
             ++rows_of[static_cast<size_t>(h)];
           });
@@ -180,6 +188,10 @@ class AttentionDistance final : public Analysis {
       }
     }
     r.notes["distance"] = distance.on_grid() ? "Euclidean on the grid of tokens" : "along the sequence";
+    if (leading > 0)
+      r.notes["leading"] = fmt::format(
+          "the first {} tokens have no place on the grid: left out as queries, and as keys with their weight",
+          leading);
     if (sample.queries > 0 && sample.queries < n)
       r.notes["queries"] = fmt::format("{} of {} queries a head, in runs spread evenly", sample.queries, n);
     if (empty > 0) r.notes["rows_empty"] = fmt::format("{} rows see no key and are left out", empty);

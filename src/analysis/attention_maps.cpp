@@ -139,13 +139,24 @@ void AttentionMaps::set_problem(const Problem& problem) {
   agree("heads", problem.heads, heads_);
   if (problem.grid.empty()) {
     agree("length", problem.length, n_);
-  } else if (problem.tokens() != n_ || n_ != m_) {
+    if (options_.leading > 0)
+      throw UsageError("--leading-tokens: tokens stand before a grid, but the problem has none (grid=[H,W])");
+    agree("kv_length", problem.kv_length_or_length(), m_);
+  } else if (problem.tokens() + options_.leading != n_ || n_ != m_) {
     std::string grid;
     for (const int64_t g : problem.grid) grid += (grid.empty() ? "" : "x") + std::to_string(g);
-    throw UsageError(fmt::format("problem.grid: {} are {} tokens, but the maps have {} queries and {} keys",
-                                 grid, problem.tokens(), n_, m_));
+    const int64_t more = n_ - problem.tokens() - options_.leading;
+    throw UsageError(fmt::format(
+        "problem.grid: {} are {} tokens{}, but the maps have {} queries and {} keys{}", grid,
+        problem.tokens(), options_.leading > 0 ? fmt::format(" after {} leading ones", options_.leading) : "",
+        n_, m_,
+        n_ == m_ && more > 0
+            ? fmt::format("; where others stand before the grid ([CLS], registers): --leading-tokens {}",
+                          more + options_.leading)
+            : ""));
+  } else {
+    agree("kv_length", problem.kv_length > 0 ? problem.kv_length : m_, m_);
   }
-  agree("kv_length", problem.kv_length_or_length(), m_);
   problem_ = problem;
 }
 
@@ -210,6 +221,7 @@ std::optional<PairSet> AttentionMaps::pairs() const {
   set.tokens = m_;
   set.same_for_all_batches = batch_ == 1;
   set.grid = problem_.grid;
+  set.leading = options_.leading;
   // Queries are asked for in order: a block of rows is read at once.
   struct Block {
     std::vector<float> rows;

@@ -20,6 +20,8 @@ struct AttentionMapsOptions {
   /// A key counts as attended to where its weight is above this (pairs: density, receptive field, overlap of
   /// selections).
   double attended_above = 0;
+  /// Tokens before the grid's first, queries and keys alike, that have no place on it: 1 for [CLS].
+  int64_t leading = 0;
 };
 
 /// How far rows of probabilities stored in this type may sum from 1: f64 and f32 1e-4, f16 2e-3, bf16 8e-3.

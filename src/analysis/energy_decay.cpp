@@ -81,8 +81,8 @@ class EnergyDecay final : public Analysis {
   AnalysisResult compute(Context& ctx, Instance& instance, const Problem&,
                          const Params& params) const override {
     const std::optional<PairSet> pairs = instance.pairs();
-    if (!pairs || pairs->grid.size() != 3 || pairs->queries != pairs->tokens)
-      throw Unsupported("energy_decay: wants tokens on a video grid [T, Hg, Wg]");
+    if (!pairs || pairs->grid.size() != 3 || pairs->queries != pairs->tokens || pairs->leading > 0)
+      throw Unsupported("energy_decay: wants tokens on a video grid [T, Hg, Wg], and no others");
     const int64_t frames = pairs->grid[0], s = pairs->grid[1] * pairs->grid[2], n = pairs->tokens;
     AnalysisResult r;
     r.analysis = info().id;

@@ -65,13 +65,15 @@ struct Level {
 /// Tokens as points: places on the grid, or along the sequence.
 class Geometry {
  public:
-  Geometry(const PairSet& pairs, bool causal) : tokens_(pairs.tokens), causal_(causal) {
+  Geometry(const PairSet& pairs, bool causal)
+      : tokens_(pairs.tokens), leading_(pairs.leading), causal_(causal) {
     int64_t product = 1;
     for (int64_t g : pairs.grid) product *= g;
     if (!pairs.grid.empty() && product == pairs.tokens) grid_ = pairs.grid;
   }
   bool has_grid() const { return !grid_.empty(); }
   int64_t tokens() const { return tokens_; }
+  int64_t leading() const { return leading_; }
 
   /// Tokens that query i could ever see.
   int64_t possible(int64_t i) const { return causal_ ? std::min(i + 1, tokens_) : tokens_; }
@@ -182,7 +184,7 @@ class Geometry {
     return b;
   }
 
-  int64_t tokens_;
+  int64_t tokens_, leading_;
   bool causal_;
   std::vector<int64_t> grid_;
 };
@@ -657,6 +659,9 @@ class ReceptiveField final : public Analysis {
       }
       if (l.complete && complete_at == 0) complete_at = d;
     }
+    if (geometry.leading() > 0)
+      r.notes["distance"] = fmt::format(
+          "along the sequence, over all tokens: the first {} have no place on the grid", geometry.leading());
     r.scalars["depth"] = static_cast<double>(d);
     r.scalars["complete_at_depth"] = static_cast<double>(complete_at);
     if (complete_at == 0) r.notes["complete_at_depth"] = fmt::format("0: not complete within {} layers", d);

@@ -30,10 +30,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 struct Options {
-  std::string method, maps, weights, device = "cpu";
+  std::string method, maps, input, weights, device = "cpu";
   std::vector<std::string> analyses, params, problem, analysis_params, tensors, output;
   double row_tolerance = NAN, attended_above = NAN;
   int threads = 0;
+  int64_t leading = 0;
 };
 
 /// What is analysed: an instance that has run, or maps of a file.
@@ -113,11 +114,12 @@ Subject method_subject(Context& ctx, const Options& o) {
   const Method& method = find_method(o.method);
   Subject s;
   s.id = s.name = o.method;
-  s.problem = method.info().example;
-  set_problem(s.problem, key_values("--problem", o.problem));
+  s.problem = problem_of_file(method.info(), o.input, o.problem);
+  if (!o.input.empty()) s.problem.inputs = {"", {}, o.input};
   check_problem(s.problem);
   std::map<std::string, Value> given = key_values("--param", o.params);
-  given.insert(method.info().example_params.begin(), method.info().example_params.end());
+  // The example's parameters are those of the example's shapes.
+  if (o.input.empty()) given.insert(method.info().example_params.begin(), method.info().example_params.end());
   const Params params = resolve_params(method.info().id, method.info().params, given, s.problem);
   wanted_of(o, s.problem);  // refused before the method takes its time
   s.params = params.all();
@@ -136,6 +138,7 @@ Subject maps_subject(const Options& o) {
     for (const std::string& word : comma_list("--tensor", list)) options.tensors.push_back(word);
   options.row_tolerance = o.row_tolerance;
   if (!std::isnan(o.attended_above)) options.attended_above = o.attended_above;
+  options.leading = o.leading;
   auto maps = std::make_unique<AttentionMaps>(o.maps, options);
   Subject s;
   s.id = "attention_maps";
@@ -154,6 +157,7 @@ Subject maps_subject(const Options& o) {
   maps->check();
   s.params["file"] = o.maps;
   s.params["layers"] = maps->layers();
+  if (o.leading > 0) s.params["leading_tokens"] = o.leading;
   s.params["attended_above"] = options.attended_above;
   s.text = fmt::format("{}: {} {} of maps, {}", o.maps, maps->layers(),
                        maps->layers() == 1 ? "layer" : "layers", s.problem.str());
@@ -175,9 +179,11 @@ void check_options(const Options& o) {
     none(!o.tensors.empty(), "--tensor");
     none(!std::isnan(o.row_tolerance), "--row-tolerance");
     none(!std::isnan(o.attended_above), "--attended-above");
+    none(o.leading > 0, "--leading-tokens");
   } else {
     none(!o.params.empty(), "--param");
     none(!o.weights.empty(), "--weights");
+    none(!o.input.empty(), "--input");
     none(o.device != "cpu", "--device");
   }
 }
@@ -313,6 +319,11 @@ const bool registered = register_command(
                           "receptive_field, selection_overlap); default 0")
                ->check(CLI::Range(0.0, 1.0))
                ->type_name("X");
+           sub.add_option("--leading-tokens", o->leading,
+                          "tokens of --maps before the grid that have no place on it: 1 for [CLS], more with "
+                          "registers; distances leave them out, everything else counts them; default 0")
+               ->check(CLI::Range(int64_t{0}, int64_t{1} << 20))
+               ->type_name("N");
            sub.add_option("-a,--analysis", o->analyses,
                           "analyses, separated by commas; default all that apply")
                ->expected(1)
@@ -334,6 +345,10 @@ const bool registered = register_command(
            sub.add_option("--analysis-param", o->analysis_params,
                           "a parameter of an analysis, as analysis.key=value")
                ->type_name("KEY=VALUE");
+           sub.add_option("-i,--input", o->input,
+                          ".safetensors (.npy: one tensor) with the method's inputs, q, k and v or x or "
+                          "tokens, which also say its shapes; left out: generated")
+               ->type_name("FILE");
            sub.add_option("-w,--weights", o->weights, ".safetensors with the weights; left out: seeded")
                ->type_name("FILE");
            sub.add_option("-d,--device", o->device, "where to run; default cpu")->type_name("{cpu,cuda}");
@@ -362,7 +377,10 @@ const bool registered = register_command(
                "'receptive_field.layers=[self, dense]'\n"
                "  attnbench analyze --maps vit.safetensors -a entropy,attention_distance --problem "
                "grid=[14,14]\n"
-               "  attnbench analyze --maps vit.safetensors -o heads.html -o heads.csv");
+               "  attnbench analyze --maps vit.safetensors -a attention_distance --problem grid=[14,14] "
+               "--leading-tokens 1\n"
+               "  attnbench analyze --maps vit.safetensors -o heads.html -o heads.csv\n"
+               "  attnbench analyze dense --input qkv.safetensors -a entropy,sinks");
            return [o, &global] { return analyze(*o, global); };
          },
      .summary = "properties of a method or of attention maps (entropy, receptive field, …) without timing"});

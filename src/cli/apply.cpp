@@ -26,37 +26,6 @@ struct Options {
   int threads = 0;
 };
 
-/// The problem of given tensors: what --problem says, and the rest from their shapes.
-Problem problem_of(const Options& o, const MethodInfo& info) {
-  const std::map<std::string, Value> keys = key_values("--problem", o.problem);
-  Problem p;
-  if (o.input.empty()) {
-    p = info.example;
-    set_problem(p, keys);
-    return p;
-  }
-  p.kind = info.example.kind;
-  set_problem(p, keys);
-  Context host(cpu_backend(), 1);
-  TensorMap tensors;
-  if (o.input.ends_with(".npy"))
-    tensors["x"] = read_npy(host, o.input);
-  else
-    tensors = read_safetensors(host, o.input).tensors;
-  const int64_t batch = p.batch;
-  infer_problem(p, tensors);
-  if (keys.contains("batch") && batch != p.batch)
-    throw UsageError(fmt::format("--problem batch={} contradicts {}, whose tensors have batch {}", batch,
-                                 o.input, p.batch));
-  if (!keys.contains("dtype"))
-    for (const auto& [name, t] : tensors)
-      if (is_float(t.dtype()) && t.dtype() != DType::f64) {
-        p.dtype = t.dtype();
-        break;
-      }
-  return p;
-}
-
 ApplyRequest request_of(const Options& o) {
   ApplyRequest r;
   if (!o.case_file.empty()) {
@@ -68,7 +37,7 @@ ApplyRequest request_of(const Options& o) {
     if (o.method.empty()) throw UsageError("name a method, or give --case FILE");
     r.method = o.method;
     r.params = key_values("--param", o.params);
-    r.problem = problem_of(o, find_method(o.method).info());
+    r.problem = problem_of_file(find_method(o.method).info(), o.input, o.problem);
     r.inputs_file = o.input;
     r.weights_file = o.weights;
     r.tolerance = r.problem.dtype == DType::bf16 ? 2e-2 : r.problem.dtype == DType::f16 ? 4e-3 : 1e-5;

@@ -1,7 +1,11 @@
 #include "cli/arguments.hpp"
 
+#include <fmt/core.h>
+
 #include <algorithm>
 
+#include "inputs/apply.hpp"
+#include "inputs/inputs.hpp"
 #include "kernels/core/cuda_loader.hpp"
 #include "kernels/core/error.hpp"
 #include "methods/params.hpp"
@@ -85,6 +89,37 @@ std::vector<std::string> comma_list(const std::string& option, const std::string
     begin = end + 1;
   }
   return words;
+}
+
+Problem problem_of_file(const MethodInfo& info, const std::string& file,
+                        const std::vector<std::string>& words) {
+  const std::map<std::string, Value> keys = key_values("--problem", words);
+  Problem p;
+  if (file.empty()) {
+    p = info.example;
+    set_problem(p, keys);
+    return p;
+  }
+  p.kind = info.example.kind;
+  set_problem(p, keys);
+  Context host(cpu_backend(), 1);
+  TensorMap tensors;
+  if (file.ends_with(".npy"))
+    tensors["x"] = read_npy(host, file);
+  else
+    tensors = read_safetensors(host, file).tensors;
+  const int64_t batch = p.batch;
+  infer_problem(p, tensors);
+  if (keys.contains("batch") && batch != p.batch)
+    throw UsageError(
+        fmt::format("--problem batch={} contradicts {}, whose tensors have batch {}", batch, file, p.batch));
+  if (!keys.contains("dtype"))
+    for (const auto& [name, t] : tensors)
+      if (is_float(t.dtype()) && t.dtype() != DType::f64) {
+        p.dtype = t.dtype();
+        break;
+      }
+  return p;
 }
 
 Backend& backend_of(const std::string& device) {

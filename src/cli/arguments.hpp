@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/core/backend.hpp"
+#include "methods/method.hpp"
 #include "methods/problem.hpp"
 #include "methods/value.hpp"
 
@@ -17,6 +18,12 @@ std::map<std::string, Value> key_values(const std::string& option, const std::ve
 
 /// Sets problem keys; `inputs=NAME`, `inputs.file=PATH` and `inputs.ARGUMENT=VALUE` choose the inputs.
 void set_problem(Problem& problem, const std::map<std::string, Value>& keys);
+
+/// The problem of the tensors in `file` (.safetensors, or .npy for one): what the words of --problem say, and
+/// the rest from their shapes and type. No file: the method's example, changed by the words. Does not choose
+/// the file as the inputs.
+Problem problem_of_file(const MethodInfo& info, const std::string& file,
+                        const std::vector<std::string>& words);
 
 /// "f32,bf16" -> words; empty words are refused.
 std::vector<std::string> comma_list(const std::string& option, const std::string& text);

@@ -558,6 +558,13 @@ class MambaInstance final : public Instance {
     return t;
   }
 
+  /// The reflected border makes the first frame its own mirror image about its centre: its spectrum is real,
+  /// and what stands in its imaginary parts is rounding. In bins far below the frame's mean that is more than
+  /// the snap forgives, and its sign would decide between +pi and -pi.
+  bool first_frame_is_real() const {
+    return params_.integer("n_fft") % 2 == 0 && params_.integer("win") % 2 == 0;
+  }
+
   /// Wave -> encoded map u; returns the compressed magnitudes [B, T, F].
   Tensor encode(Context& ctx, const Tensor& u) const {
     const int64_t b = n_.batch, t = n_.frames, f = n_.bins, w = n_.width, c = n_.c,
@@ -581,6 +588,12 @@ class MambaInstance final : public Instance {
       parts.a = bins, parts.y = magnitude;
       parts.power = static_cast<float>(params_.number("compress"));
       complex_pointwise(ctx, parts);
+      if (first_frame_is_real()) {
+        PointwiseArgs drop;
+        drop.op = PointwiseArgs::Op::affine, drop.alpha = 0.0f;
+        drop.a = drop.y = bins.strided({b, f, 1}, {t * f * 2, 2, 1}, 1);
+        pointwise(ctx, drop);
+      }
       parts.op = ComplexArgs::Op::angle;
       parts.y = phase, parts.power = 1.0f, parts.snap = kPhaseSnap;
       complex_pointwise(ctx, parts);
@@ -607,6 +620,7 @@ class MambaInstance final : public Instance {
     level.special = 2 * b;
     Cost size = complex_pointwise_cost(ComplexArgs::Op::magnitude, cells) + moved(8 * cells, 4 * cells);
     if (params_.number("compress") != 1.0) size.special += cells;
+    if (first_frame_is_real()) size += pointwise_cost(b * f, 0, false);
     return level + stft_cost(b, samples_, t, params_.integer("n_fft"), params_.integer("win")) + size +
            complex_pointwise_cost(ComplexArgs::Op::angle, cells) + moved(8 * cells, 4 * cells) +
            copied(cells) * 3 + product_cost(1, cells, c, 2, 2 * c, true) + norm_prelu_cost(t * f, c) +

@@ -25,6 +25,8 @@ struct PairSet {
   bool same_for_all_heads = false;
   /// Grid of the tokens (image, video) for distances; empty: a sequence.
   std::vector<int64_t> grid;
+  /// Tokens before the grid's first that have no place on it: [CLS], registers. Distances leave them out.
+  int64_t leading = 0;
   /// Fills `out` with the input tokens that output token i of head h depends on: sorted, disjoint, non-empty
   /// intervals. Pooled keys count as the tokens they pool. Answers several threads at once.
   std::function<void(int64_t b, int64_t h, int64_t i, Intervals& out)> row;

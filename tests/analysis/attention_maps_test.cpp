@@ -220,6 +220,50 @@ TEST_CASE("attention_maps: a grid and causality are set, extents are not") {
   CHECK(r.scalars.at("max_distance") <= std::sqrt(4.0 + 9.0));
 }
 
+TEST_CASE("attention_maps: distances with [CLS] are those of the maps without it, weighted anew") {
+  Folder folder;
+  const std::string whole = folder.file("whole.safetensors"), part = folder.file("part.safetensors");
+  const Tensor all = maps({2, 14, 14}, "cls");
+  Tensor inner = host().allocate(DType::f32, {2, 12, 12});
+  for (int64_t h = 0; h < 2; ++h)
+    for (int64_t i = 0; i < 12; ++i) {
+      const float* from = all.data<float>() + (h * 14 + i + 2) * 14 + 2;
+      double sum = 0;
+      for (int64_t j = 0; j < 12; ++j) sum += from[j];
+      for (int64_t j = 0; j < 12; ++j)
+        inner.data<float>()[(h * 12 + i) * 12 + j] = static_cast<float>(from[j] / sum);
+    }
+  write_safetensors(whole, {{"m", all}});
+  write_safetensors(part, {{"m", inner}});
+  Problem grid;
+  grid.kind = ProblemKind::image, grid.grid = {3, 4}, grid.heads = 2, grid.batch = 1;
+  AttentionMaps without(part, {}), with(whole, {.leading = 2}), unsaid(whole, {});
+  without.set_problem(grid);
+  with.set_problem(grid);
+  try {
+    unsaid.set_problem(grid);
+    FAIL("14 tokens were taken for 12");
+  } catch (const UsageError& e) {
+    CHECK_THAT(std::string(e.what()), ContainsSubstring("--leading-tokens 2"));
+  }
+  AttentionMaps sequence(whole, {.leading = 2});
+  CHECK_THROWS_AS(sequence.set_problem(sequence.shape()), UsageError);
+  const AnalysisResult a = analyse("attention_distance", without, grid),
+                       b = analyse("attention_distance", with, grid);
+  for (const auto& [key, value] : a.scalars) {
+    CAPTURE(key);
+    CHECK(b.scalars.at(key) == Approx(value).epsilon(1e-5));
+  }
+  for (const auto& [key, values] : a.series) {
+    REQUIRE(b.series.at(key).size() == values.size());
+    for (size_t i = 0; i < values.size(); ++i) CHECK(b.series.at(key)[i] == Approx(values[i]).margin(1e-6));
+  }
+  CHECK_THAT(b.notes.at("leading"), ContainsSubstring("first 2 tokens"));
+  // Everything else counts them: a row's entropy is over all 14 keys, and all 14 rows are there.
+  CHECK(analyse("entropy", with, grid).scalars.at("max_support") > 0);
+  CHECK(analyse("sinks", with, grid).series.at("head_first_mass").size() == 2);
+}
+
 TEST_CASE("attention_maps: keys above a threshold are what patterns consist of") {
   Folder folder;
   const std::string path = folder.file("a.safetensors");

@@ -1,4 +1,5 @@
 // analyze as a user drives it on attention maps of files: results, refusals and their exit codes.
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -65,6 +66,37 @@ TEST_CASE("analyze --maps: figures by layer and head, as text and JSON") {
   CHECK_THAT(all.out, ContainsSubstring("mass_recall: unsupported"));
   // Only what maps do not have: nothing was computed.
   CHECK(program({"analyze", "--maps", path, "-a", "mass_recall"}).code == 3);
+}
+
+TEST_CASE("analyze --maps: a grid after [CLS]; a method on the q, k and v of a file") {
+  drive::TempFolder folder;
+  const std::string path = (folder / "m.safetensors").string();
+  write_map(path, "[5,5]", std::vector<float>(25, 0.2f));
+  const std::vector<std::string> words{"analyze",   "--maps",     path,    "-a", "attention_distance",
+                                       "--problem", "grid=[2,2]", "--json"};
+  const auto refused = program(words);
+  CHECK(refused.code == 2);
+  CHECK_THAT(refused.err, ContainsSubstring("--leading-tokens 1"));
+  auto said = words;
+  said.insert(said.end(), {"--leading-tokens", "1"});
+  const auto r = program(said);
+  CAPTURE(r.err);
+  REQUIRE(r.code == 0);
+  // Even rows over a 2 x 2 grid: (0 + 1 + 1 + sqrt 2) / 4 from each of its tokens.
+  const json report = json::parse(r.out);
+  CHECK(report.at("params").at("leading_tokens") == 1);
+  CHECK(report.at("analyses").at(0).at("scalars").at("mean_distance").get<double>() ==
+        Approx((2 + std::sqrt(2.0)) / 4));
+  CHECK(program({"analyze", "dense", "--leading-tokens", "1"}).code == 2);
+
+  // One tensor a file here: a method that reads one, whose shape the file says.
+  const std::string x = (folder / "x.safetensors").string();
+  write_map(x, "[1,6,8]", std::vector<float>(48, 1.0f), "x");
+  const auto given = program({"analyze", "moh", "--input", x, "--problem", "heads=2", "--json"});
+  CAPTURE(given.err, given.out);
+  CHECK(json::parse(given.out).at("problem").at("length") == 6);
+  CHECK(program({"analyze", "--maps", path, "--input", x}).code == 2);
+  CHECK(program({"analyze", "dense", "--input", path}).code == 2);  // no q, k, v in it
 }
 
 TEST_CASE("analyze --maps refuses with the place, before it prints anything") {
