@@ -260,7 +260,7 @@ TEST_CASE("attention_maps: distances with [CLS] are those of the maps without it
   }
   CHECK_THAT(b.notes.at("leading"), ContainsSubstring("first 2 tokens"));
   // Everything else counts them: a row's entropy is over all 14 keys, and all 14 rows are there.
-  CHECK(analyse("entropy", with, grid).scalars.at("max_support") > 0);
+  CHECK(analyse("entropy", with, grid).scalars.at("mean_nats") > 0);
   CHECK(analyse("sinks", with, grid).series.at("head_first_mass").size() == 2);
 }
 

@@ -92,7 +92,8 @@ TEST_CASE("analyze --maps: a grid after [CLS]; a method on the q, k and v of a f
   // One tensor a file here: a method that reads one, whose shape the file says.
   const std::string x = (folder / "x.safetensors").string();
   write_map(x, "[1,6,8]", std::vector<float>(48, 1.0f), "x");
-  const auto given = program({"analyze", "moh", "--input", x, "--problem", "heads=2", "--json"});
+  const auto given = program({"analyze", "moh", "--input", x, "--problem", "heads=2", "--param",
+                              "shared_heads=1", "--param", "routed_heads=1", "--json"});
   CAPTURE(given.err, given.out);
   CHECK(json::parse(given.out).at("problem").at("length") == 6);
   CHECK(program({"analyze", "--maps", path, "--input", x}).code == 2);

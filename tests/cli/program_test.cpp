@@ -173,7 +173,7 @@ TEST_CASE("describe shows parameters, formulas and paper of every method") {
 TEST_CASE("describe says of a suite which inputs its cases are drawn with") {
   const auto r = program({"describe", "papers/flexprefill.yaml"});
   CHECK(r.code == 0);
-  CHECK_THAT(r.out, ContainsSubstring("vertical_slash: flex_95, flex_90"));
+  CHECK_THAT(r.out, ContainsSubstring("vertical_slash (strength 13): flex_95, flex_90"));
   CHECK_THAT(program({"describe", "quickstart.yaml"}).out, ContainsSubstring("each input's own: all cases"));
   CHECK_THAT(r.out, ContainsSubstring("mass_recall (queries 32)"));
   CHECK_THAT(r.out, ContainsSubstring("gpu-128k-95"));
