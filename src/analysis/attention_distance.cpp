@@ -11,7 +11,7 @@ namespace attnbench {
 
 namespace {
 
-/// Weights that a sample of rows looks at, on one core of the host: a second or two.
+/// Weights that a sample of rows looks at: a second or two of one core of the host.
 constexpr int64_t kWeights = int64_t{1} << 27;
 
 /// Distance between tokens: Euclidean on a grid, |i - j| along a sequence. Leading tokens have no place on a
@@ -109,7 +109,8 @@ class AttentionDistance final : public Analysis {
     }
     const Distance distance(n == m ? pairs->grid : std::vector<int64_t>{}, pairs->leading, m);
     const int64_t leading = distance.leading(), placed = m - leading;
-    std::vector<double> all, own, away(static_cast<size_t>(placed));
+    std::vector<double> all, own;
+    std::vector<Row> found;
     std::vector<std::vector<double>> octaves(static_cast<size_t>(heads));  // summed over rows
     std::vector<double> rows_of(static_cast<size_t>(heads), 0.0);
     double uniform = 0;
@@ -117,38 +118,32 @@ class AttentionDistance final : public Analysis {
     for (int64_t h = 0; h < heads; ++h) {
       own.clear();
       std::vector<double>& shares = octaves[static_cast<size_t>(h)];
-      const bool there = for_rows(
-          ctx, instance, pairs->batch, h, n, m, sample, [&](int64_t, int64_t, int64_t i, const float* keys) {
-            if (i < leading) return;
-            const float* row = keys + leading;
-            // Where they differ in number, the last query stands at the last key.
-            distance.from(i - leading, m - n, away);
-            double mass = 0, sum = 0, mean = 0;
-            for (int64_t j = 0; j < placed; ++j) {
-              const double d = away[static_cast<size_t>(j)], p = static_cast<double>(row[j]);
-              mean += d;
-              mass += p;
-              sum += p * d;
+      const bool there = for_row_blocks(
+          ctx, instance, pairs->batch, h, n, m, sample,
+          [&](int64_t, int64_t begin, int64_t end, const float* block) {
+            const int64_t first = begin;
+            begin = std::max(begin, leading);
+            found.resize(static_cast<size_t>(std::max<int64_t>(end - begin, 0)));
+#pragma omp parallel num_threads(ctx.threads())
+            {
+              std::vector<double> away(static_cast<size_t>(placed));
+#pragma omp for schedule(dynamic)
+              for (int64_t i = begin; i < end; ++i) {
+                // Where they differ in number, the last query stands at the last key.
+                distance.from(i - leading, m - n, away);
+                found[static_cast<size_t>(i - begin)] = row_of(block + (i - first) * m + leading, away);
+              }
             }
-            if (!std::isfinite(sum)) {
-              ++not_finite;
-              return;
+            for (const Row& row : found) {
+              not_finite += row.kind == Row::not_finite, empty += row.kind == Row::empty;
+              if (row.kind != Row::good) continue;
+              if (shares.size() < row.octaves.size()) shares.resize(row.octaves.size(), 0.0);
+              for (size_t o = 0; o < row.octaves.size(); ++o) shares[o] += row.octaves[o];
+              own.push_back(row.distance);
+              uniform += row.uniform;
+              ++rows;
+              ++rows_of[static_cast<size_t>(h)];
             }
-            if (mass <= 0) {
-              ++empty;
-              return;
-            }
-            for (int64_t j = 0; j < placed; ++j) {
-              if (row[j] <= 0) continue;
-              const double d = away[static_cast<size_t>(j)];
-              const size_t octave = d < 1 ? 0 : static_cast<size_t>(std::ilogb(d)) + 1;
-              if (shares.size() <= octave) shares.resize(octave + 1, 0.0);
-              shares[octave] += static_cast<double>(row[j]) / mass;
-            }
-            own.push_back(sum / mass);
-            uniform += mean / static_cast<double>(placed);
-            ++rows;
-            ++rows_of[static_cast<size_t>(h)];
           });
       if (!there) {
         ++pooled;
@@ -198,6 +193,36 @@ class AttentionDistance final : public Analysis {
     if (not_finite > 0)
       r.notes["rows_not_finite"] = fmt::format("{} rows are NaN or infinite and are left out", not_finite);
     return r;
+  }
+
+ private:
+  struct Row {
+    enum Kind : uint8_t { good, empty, not_finite } kind = good;
+    double distance = 0, uniform = 0;  ///< mean distance by weight, and of all keys alike
+    std::vector<double> octaves;       ///< share of the weight in each
+  };
+
+  static Row row_of(const float* p, const std::vector<double>& away) {
+    Row row;
+    double mass = 0, sum = 0, mean = 0;
+    for (size_t j = 0; j < away.size(); ++j) {
+      const double d = away[j], x = static_cast<double>(p[j]);
+      mean += d;
+      mass += x;
+      sum += x * d;
+    }
+    row.kind = !std::isfinite(sum) ? Row::not_finite : mass <= 0 ? Row::empty : Row::good;
+    if (row.kind != Row::good) return row;
+    for (size_t j = 0; j < away.size(); ++j) {
+      if (p[j] <= 0) continue;
+      const double d = away[j];
+      const size_t octave = d < 1 ? 0 : static_cast<size_t>(std::ilogb(d)) + 1;
+      if (row.octaves.size() <= octave) row.octaves.resize(octave + 1, 0.0);
+      row.octaves[octave] += static_cast<double>(p[j]) / mass;
+    }
+    row.distance = sum / mass;
+    row.uniform = mean / static_cast<double>(away.size());
+    return row;
   }
 };
 ATTNBENCH_ANALYSIS(AttentionDistance);

@@ -15,7 +15,8 @@ struct RowSample {
   int64_t queries = 0;  ///< 0: all
   /// Consecutive queries share what a method widens for a call.
   static constexpr int64_t kRun = 16;
-  static constexpr int64_t kFloats = int64_t{1} << 20;  ///< in flight: 4 MiB
+  /// In flight: 64 MiB. A call widens all keys of a head, which takes as long as a few rows of it.
+  static constexpr int64_t kFloats = int64_t{1} << 24;
 };
 
 /// Calls range(b, begin, end) for the runs of queries that the sample takes, batch element by batch element.
@@ -37,11 +38,12 @@ bool for_runs(int64_t batch, int64_t queries, const RowSample& sample, F&& range
   return true;
 }
 
-/// Calls visit(b, h, i, row) with the probabilities of every sampled query of head h, `keys` of them. Returns
-/// false when the method has no rows, or fewer or more columns than `keys` in this head.
+/// Calls visit(b, begin, end, rows) with the probabilities of some sampled queries [begin, end) of head h,
+/// row by row of `keys`. Returns false when the method has no rows, or fewer or more columns than `keys` in
+/// this head.
 template <class F>
-bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_t queries, int64_t keys,
-              const RowSample& sample, F&& visit) {
+bool for_row_blocks(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_t queries, int64_t keys,
+                    const RowSample& sample, F&& visit) {
   if (keys <= 0 || instance.keys(h) != keys) return false;
   std::vector<float> block;
   return for_runs(batch, queries, sample, [&](int64_t b, int64_t begin, int64_t end) {
@@ -52,10 +54,20 @@ bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_
       if (block.size() != static_cast<size_t>((last - q) * keys))
         throw Error("rows() gave " + std::to_string(block.size()) + " values for " +
                     std::to_string(last - q) + " queries of " + std::to_string(keys) + " keys");
-      for (int64_t i = q; i < last; ++i) visit(b, h, i, block.data() + (i - q) * keys);
+      visit(b, q, last, static_cast<const float*>(block.data()));
     }
     return true;
   });
+}
+
+/// The same, row by row: visit(b, h, i, row).
+template <class F>
+bool for_rows(Context& ctx, Instance& instance, int64_t batch, int64_t h, int64_t queries, int64_t keys,
+              const RowSample& sample, F&& visit) {
+  return for_row_blocks(ctx, instance, batch, h, queries, keys, sample,
+                        [&](int64_t b, int64_t begin, int64_t end, const float* rows) {
+                          for (int64_t i = begin; i < end; ++i) visit(b, h, i, rows + (i - begin) * keys);
+                        });
 }
 
 }  // namespace attnbench

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "methods/attention_rows.hpp"
-
 namespace attnbench {
 
 DenseSide::DenseSide(Context& ctx, Instance& instance, std::string analysis)
@@ -19,24 +17,38 @@ DenseSide::DenseSide(Context& ctx, Instance& instance, std::string analysis)
 }
 
 void DenseSide::rows(int64_t b, int64_t h, int64_t begin, int64_t end, std::vector<float>& out) {
-  attention_rows(ctx_, dense_.call, b, h, begin, end, out);
+  if (!rows_) rows_ = std::make_unique<AttentionRows>(ctx_, dense_.call);
+  rows_->read(b, h, begin, end, out);
 }
 
 void DenseSide::each_row(int64_t h, const RowSample& sample, const Visit& f) {
   std::vector<float> block;
-  Intervals allowed, kept;
+  std::vector<Intervals> allowed, kept;
   const int64_t m = keys();
+  int64_t slot = 0;
   for_runs(batch(), queries(), sample, [&](int64_t b, int64_t begin, int64_t end) {
     const int64_t step = std::max<int64_t>(1, kFloats / m);
     for (int64_t q = begin; q < end; q += step) {
       const int64_t last = std::min(q + step, end);
-      rows(b, h, q, last, block);
+      allowed.resize(static_cast<size_t>(last - q)), kept.resize(allowed.size());
+      bool all = true;
+#pragma omp parallel for num_threads(ctx_.threads()) schedule(dynamic) reduction(&& : all)
       for (int64_t i = q; i < last; ++i) {
-        dense_.pairs.row(b, h, i, allowed);
-        if (allowed.empty()) continue;
-        chosen_.row(b, h, i, kept);
-        f(b, i, block.data() + (i - q) * m, allowed, common(allowed, kept));
+        const auto at = static_cast<size_t>(i - q);
+        Intervals chosen;
+        dense_.pairs.row(b, h, i, allowed[at]);
+        chosen_.row(b, h, i, chosen);
+        kept[at] = common(allowed[at], chosen);
+        all = all && kept[at] == allowed[at];
       }
+      if (!all) rows(b, h, q, last, block);
+#pragma omp parallel for num_threads(ctx_.threads()) schedule(dynamic)
+      for (int64_t i = q; i < last; ++i) {
+        const auto at = static_cast<size_t>(i - q);
+        if (allowed[at].empty()) continue;
+        f(slot + i - q, all ? nullptr : block.data() + (i - q) * m, allowed[at], kept[at]);
+      }
+      slot += last - q;
     }
     return true;
   });

@@ -2,10 +2,12 @@
 // method chose for the same query. What analyses of selections share; not an analysis.
 #pragma once
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "analysis/attention_rows_stream.hpp"
+#include "methods/attention_rows.hpp"
 #include "methods/dense_counterpart.hpp"
 
 namespace attnbench {
@@ -26,13 +28,18 @@ class DenseSide {
   int64_t sampled(const RowSample& s) const {
     return s.queries == 0 ? queries() : std::min(s.queries, queries());
   }
+  /// The slots of each_row.
+  int64_t slots(const RowSample& s) const { return batch() * sampled(s); }
 
   /// Dense weights of queries [begin, end) of a head, row-major by key token.
   void rows(int64_t b, int64_t h, int64_t begin, int64_t end, std::vector<float>& out);
-  /// Calls f(b, i, p, allowed, kept) for sampled queries of head h that may attend to something: dense
+  /// Calls f(slot, p, allowed, kept) for sampled queries of head h that may attend to something: dense
   /// weights of all keys, the keys that the dense attention may see, and those of them that the method kept.
-  using Visit = std::function<void(int64_t b, int64_t i, const float* p, const Intervals& allowed,
-                                   const Intervals& kept)>;
+  /// All threads call f, each for rows of its own; `slot` counts the rows of the head from 0 on, so that f
+  /// can leave what it found where the caller adds it up in order. Where the method kept every key of a block
+  /// of rows, their weights are not computed and p is null.
+  using Visit =
+      std::function<void(int64_t slot, const float* p, const Intervals& allowed, const Intervals& kept)>;
   void each_row(int64_t h, const RowSample& sample, const Visit& f);
 
  private:
@@ -40,6 +47,7 @@ class DenseSide {
   std::string analysis_;
   DenseEquivalent dense_;
   PairSet chosen_;
+  std::unique_ptr<AttentionRows> rows_;
 };
 
 inline int64_t tokens_in(const Intervals& row) {

@@ -34,7 +34,7 @@ class Density final : public Analysis {
     return info;
   }
 
-  AnalysisResult compute(Context&, Instance& instance, const Problem&, const Params&) const override {
+  AnalysisResult compute(Context& ctx, Instance& instance, const Problem&, const Params&) const override {
     const std::optional<PairSet> pairs = instance.pairs();
     if (!pairs) throw Unsupported("density: the method has no pairs of tokens");
     AnalysisResult r;
@@ -44,7 +44,6 @@ class Density final : public Analysis {
     std::vector<double>& by_head = r.series["head_density"];
     int64_t least = INT64_MAX, most = 0;
     double total = 0;
-    Intervals row;
     for (int64_t h = 0; h < pairs->heads; ++h) {
       if (h > 0 && pairs->same_for_all_heads) {
         total += total / static_cast<double>(h);
@@ -53,6 +52,12 @@ class Density final : public Analysis {
       }
       double attended = 0;
       for (int64_t b = 0; b < batch; ++b)
+      // Sums of whole numbers: the split over threads does not show.
+#pragma omp parallel num_threads(ctx.threads()) reduction(+ : attended) reduction(min : least) \
+    reduction(max : most)
+      {
+        Intervals row;
+#pragma omp for schedule(dynamic, 64)
         for (int64_t i = 0; i < pairs->queries; ++i) {
           pairs->row(b, h, i, row);
           const int64_t n = size_of(row);
@@ -60,6 +65,7 @@ class Density final : public Analysis {
           least = std::min(least, n);
           most = std::max(most, n);
         }
+      }
       attended /= static_cast<double>(batch);
       total += attended;
       by_head.push_back(all > 0 ? attended / all : 0);

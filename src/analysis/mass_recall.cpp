@@ -45,28 +45,21 @@ class MassRecall final : public Analysis {
     r.analysis = info().id;
     const RowSample sample{params.integer("queries")};
     std::vector<double> all;
-    std::vector<float> sorted;
+    std::vector<Shares> found;
     double best_sum = 0, kept_sum = 0;
     for (int64_t h = 0; h < side.heads(); ++h) {
       double recall = 0, share = 0, n = 0, best = 0;
-      side.each_row(
-          h, sample, [&](int64_t, int64_t, const float* p, const Intervals& allowed, const Intervals& kept) {
-            const int64_t size = tokens_in(kept), seen = tokens_in(allowed);
-            double mass = 0, total = 0, most = 0;
-            sorted.clear();
-            for (const Interval& v : allowed) sorted.insert(sorted.end(), p + v.begin, p + v.end);
-            for (const float x : sorted) total += static_cast<double>(x);
-            if (!(total > 0)) return;  // no number, or nothing but -inf
-            for (const Interval& v : kept)
-              for (int64_t j = v.begin; j < v.end; ++j) mass += static_cast<double>(p[j]);
-            if (size < seen)
-              std::nth_element(sorted.begin(), sorted.begin() + size, sorted.end(), std::greater<>());
-            for (int64_t j = 0; j < size; ++j) most += static_cast<double>(sorted[static_cast<size_t>(j)]);
-            all.push_back(mass / total);
-            recall += mass / total, best += most / total,
-                share += static_cast<double>(size) / static_cast<double>(seen);
-            n += 1;
-          });
+      found.assign(static_cast<size_t>(side.slots(sample)), {});
+      side.each_row(h, sample,
+                    [&](int64_t slot, const float* p, const Intervals& allowed, const Intervals& kept) {
+                      found[static_cast<size_t>(slot)] = shares_of(p, allowed, kept);
+                    });
+      for (const Shares& row : found) {
+        if (!(row.kept >= 0)) continue;
+        all.push_back(row.recall);
+        recall += row.recall, best += row.best, share += row.kept;
+        n += 1;
+      }
       r.series["head_mass_recall"].push_back(n > 0 ? recall / n : NAN);
       r.series["head_best"].push_back(n > 0 ? best / n : NAN);
       r.series["head_kept"].push_back(n > 0 ? share / n : NAN);
@@ -85,6 +78,28 @@ class MassRecall final : public Analysis {
     r.notes["queries"] =
         std::to_string(side.sampled(sample)) + " of " + std::to_string(side.queries()) + " a head";
     return r;
+  }
+
+ private:
+  /// Of one row; `kept` below 0: it has no weights, or none that are numbers.
+  struct Shares {
+    double recall = 0, best = 0, kept = -1;
+  };
+
+  static Shares shares_of(const float* p, const Intervals& allowed, const Intervals& kept) {
+    if (!p) return {1, 1, 1};
+    const int64_t size = tokens_in(kept), seen = tokens_in(allowed);
+    double mass = 0, total = 0, most = 0;
+    std::vector<float> sorted;
+    sorted.reserve(static_cast<size_t>(seen));
+    for (const Interval& v : allowed) sorted.insert(sorted.end(), p + v.begin, p + v.end);
+    for (const float x : sorted) total += static_cast<double>(x);
+    if (!(total > 0)) return {};  // no number, or nothing but -inf
+    for (const Interval& v : kept)
+      for (int64_t j = v.begin; j < v.end; ++j) mass += static_cast<double>(p[j]);
+    if (size < seen) std::nth_element(sorted.begin(), sorted.begin() + size, sorted.end(), std::greater<>());
+    for (int64_t j = 0; j < size; ++j) most += static_cast<double>(sorted[static_cast<size_t>(j)]);
+    return {mass / total, most / total, static_cast<double>(size) / static_cast<double>(seen)};
   }
 };
 ATTNBENCH_ANALYSIS(MassRecall);

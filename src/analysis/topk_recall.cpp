@@ -53,31 +53,21 @@ class TopkRecall final : public Analysis {
     std::sort(ks.begin(), ks.end());
     const RowSample sample{params.integer("queries")};
     std::vector<double> all(ks.size(), 0.0);
-    std::vector<int64_t> order;
-    std::vector<char> in;
+    std::vector<std::vector<double>> found;  // a row's recall for each k; empty: no such row
     double rows = 0;
     for (int64_t h = 0; h < side.heads(); ++h) {
       std::vector<double> head(ks.size(), 0.0);
       double n = 0;
-      side.each_row(
-          h, sample, [&](int64_t, int64_t, const float* p, const Intervals& allowed, const Intervals& kept) {
-            order.clear();
-            for (const Interval& v : allowed)
-              for (int64_t j = v.begin; j < v.end; ++j) order.push_back(j);
-            if (std::any_of(order.begin(), order.end(), [p](int64_t j) { return std::isnan(p[j]); })) return;
-            in.assign(static_cast<size_t>(side.keys()), 0);
-            for (const Interval& v : kept) std::fill(in.begin() + v.begin, in.begin() + v.end, 1);
-            const auto seen = static_cast<int64_t>(order.size());
-            std::partial_sort(order.begin(), order.begin() + std::min(ks.back(), seen), order.end(),
-                              [p](int64_t x, int64_t y) { return p[x] != p[y] ? p[x] > p[y] : x < y; });
-            n += 1;
-            int64_t at = 0, found = 0;
-            for (size_t c = 0; c < ks.size(); ++c) {
-              const int64_t k = std::min(ks[c], seen);
-              for (; at < k; ++at) found += in[static_cast<size_t>(order[static_cast<size_t>(at)])];
-              head[c] += static_cast<double>(found) / static_cast<double>(k);
-            }
-          });
+      found.assign(static_cast<size_t>(side.slots(sample)), {});
+      side.each_row(h, sample,
+                    [&](int64_t slot, const float* p, const Intervals& allowed, const Intervals& kept) {
+                      found[static_cast<size_t>(slot)] = recalls_of(p, ks, side.keys(), allowed, kept);
+                    });
+      for (const std::vector<double>& row : found) {
+        if (row.empty()) continue;
+        n += 1;
+        for (size_t c = 0; c < ks.size(); ++c) head[c] += row[c];
+      }
       for (size_t c = 0; c < ks.size(); ++c) {
         all[c] += head[c];
         r.series["head_topk_recall_" + std::to_string(ks[c])].push_back(n > 0 ? head[c] / n : NAN);
@@ -90,6 +80,29 @@ class TopkRecall final : public Analysis {
     r.notes["queries"] =
         std::to_string(side.sampled(sample)) + " of " + std::to_string(side.queries()) + " a head";
     return r;
+  }
+
+ private:
+  static std::vector<double> recalls_of(const float* p, const std::vector<int64_t>& ks, int64_t keys,
+                                        const Intervals& allowed, const Intervals& kept) {
+    if (!p) return std::vector<double>(ks.size(), 1.0);
+    std::vector<int64_t> order;
+    for (const Interval& v : allowed)
+      for (int64_t j = v.begin; j < v.end; ++j) order.push_back(j);
+    if (std::any_of(order.begin(), order.end(), [p](int64_t j) { return std::isnan(p[j]); })) return {};
+    std::vector<char> in(static_cast<size_t>(keys), 0);
+    for (const Interval& v : kept) std::fill(in.begin() + v.begin, in.begin() + v.end, 1);
+    const auto seen = static_cast<int64_t>(order.size());
+    std::partial_sort(order.begin(), order.begin() + std::min(ks.back(), seen), order.end(),
+                      [p](int64_t x, int64_t y) { return p[x] != p[y] ? p[x] > p[y] : x < y; });
+    std::vector<double> recalls;
+    int64_t at = 0, found = 0;
+    for (const int64_t given : ks) {
+      const int64_t k = std::min(given, seen);
+      for (; at < k; ++at) found += in[static_cast<size_t>(order[static_cast<size_t>(at)])];
+      recalls.push_back(static_cast<double>(found) / static_cast<double>(k));
+    }
+    return recalls;
   }
 };
 ATTNBENCH_ANALYSIS(TopkRecall);

@@ -85,7 +85,7 @@ int serve(const Options& o) {
   SteadyClock clock;
   const ExecutorFactory make = executor_of(o);
   const std::unique_ptr<Executor> executor =
-      make(found->spec, ExecutorSetup{&clock, run.suite.measure.threads, "", nullptr});
+      make(found->spec, ExecutorSetup{&clock, run.suite.measure.threads, "", nullptr, nullptr});
   executor->params();
   executor->open(0);
   if (!o.verified) {

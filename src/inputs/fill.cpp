@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "inputs/input_cache.hpp"
 #include "inputs/inputs.hpp"
 #include "kernels/layout/layout.hpp"
 
@@ -163,12 +164,43 @@ Tensor to_host(Context& host, Context& ctx, const Tensor& t) {
   return h;
 }
 
+void for_pieces(Context& ctx, const Tensor& t,
+                const std::function<void(int64_t begin, int64_t count, const char* values)>& see) {
+  constexpr int64_t kPiece = int64_t{1} << 23;
+  const int64_t n = t.numel(), element = static_cast<int64_t>(size_of(t.dtype()));
+  if (n == 0) return;
+  Tensor packed = t;
+  if (!t.contiguous()) {
+    packed = ctx.allocate(t.dtype(), t.shape());
+    if (t.device() == DeviceKind::cpu)
+      copy(ctx, t, packed);
+    else
+      transpose_copy(ctx, {t, packed});
+  }
+  const char* from = static_cast<const char*>(packed.raw());
+  Context host(cpu_backend(), 1);
+  Tensor buffer;
+  if (packed.device() != DeviceKind::cpu) buffer = host.allocate(t.dtype(), {std::min(n, kPiece)});
+  for (int64_t begin = 0; begin < n; begin += kPiece) {
+    const int64_t count = std::min(kPiece, n - begin);
+    const char* values = from + begin * element;
+    if (buffer) {
+      ctx.backend().copy_bytes(buffer.raw(), DeviceKind::cpu, values, packed.device(),
+                               static_cast<size_t>(count * element));
+      values = static_cast<const char*>(buffer.raw());
+    }
+    see(begin, count, values);
+  }
+}
+
 namespace {
 
 /// A tensor whose values draw(begin, count, out) gives, in pieces of whole rows of `row` elements, so that
-/// filling it never needs a second copy of it in doubles.
+/// filling it never needs a second copy of it in doubles. `whole`, where given, is a host tensor that gets
+/// the same elements.
 template <class Draw>
-Tensor drawn(Context& ctx, const TensorSpec& spec, MemoryClass use, int64_t row, const Draw& draw) {
+Tensor drawn(Context& ctx, const TensorSpec& spec, MemoryClass use, int64_t row, const Draw& draw,
+             const Tensor& whole = {}) {
   Tensor t = ctx.allocate(spec.dtype, spec.shape, use);
   Context staging(cpu_backend(), ctx.threads());
   const bool on_cpu = ctx.device() == DeviceKind::cpu;
@@ -176,7 +208,6 @@ Tensor drawn(Context& ctx, const TensorSpec& spec, MemoryClass use, int64_t row,
   const int64_t n = t.numel(), element = static_cast<int64_t>(size_of(spec.dtype));
   const int64_t step = std::max<int64_t>(kPiece / std::max<int64_t>(row, 1), 1) * std::max<int64_t>(row, 1);
   std::vector<double> values;
-  Tensor piece_host;
   for (int64_t begin = 0; begin < n; begin += step) {
     const int64_t count = std::min(step, n - begin);
     values.resize(static_cast<size_t>(count));
@@ -184,13 +215,30 @@ Tensor drawn(Context& ctx, const TensorSpec& spec, MemoryClass use, int64_t row,
     char* at = static_cast<char*>(t.raw()) + begin * element;
     if (on_cpu) {
       store(values, Tensor::borrow(DeviceKind::cpu, spec.dtype, {count}, at));
-    } else {
-      piece_host = staging.allocate(spec.dtype, {count});
-      store(values, piece_host);
-      ctx.backend().copy_bytes(at, t.device(), piece_host.raw(), DeviceKind::cpu,
-                               static_cast<size_t>(count * element));
+      continue;
     }
+    const Tensor piece = whole ? Tensor::borrow(DeviceKind::cpu, spec.dtype, {count},
+                                                static_cast<char*>(whole.raw()) + begin * element)
+                               : staging.allocate(spec.dtype, {count});
+    store(values, piece);
+    ctx.backend().copy_bytes(at, t.device(), piece.raw(), DeviceKind::cpu,
+                             static_cast<size_t>(count * element));
   }
+  return t;
+}
+
+/// The same through what earlier cases have drawn; `drawn_by` names the generator, empty for the Init.
+template <class Draw>
+Tensor drawn_once(Context& ctx, const TensorSpec& spec, const Problem& problem, const std::string& drawn_by,
+                  InputCache* kept, int64_t row, const Draw& draw) {
+  if (!kept || ctx.device() == DeviceKind::cpu || !kept->takes(spec))
+    return drawn(ctx, spec, MemoryClass::input, row, draw);
+  if (const Tensor host = kept->find(spec, problem, drawn_by))
+    return to_device(ctx, host, spec.dtype, MemoryClass::input, "input '" + spec.name + "'");
+  Context staging(cpu_backend(), ctx.threads());
+  const Tensor whole = staging.allocate(spec.dtype, spec.shape);
+  Tensor t = drawn(ctx, spec, MemoryClass::input, row, draw, whole);
+  kept->keep(spec, problem, drawn_by, whole);
   return t;
 }
 
@@ -203,8 +251,8 @@ Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryCl
   });
 }
 
-void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
-                   const std::string& weights_file) {
+void fill_instance(Context& ctx, Instance& instance, const Problem& problem, const std::string& weights_file,
+                   InputCache* kept) {
   Context host(cpu_backend(), ctx.threads());
   TensorMap inputs, weights;
 
@@ -234,12 +282,17 @@ void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
     } else if (wants_generator(spec, problem)) {
       const Generator& g = find_generator(problem.inputs.generator);
       const Params params = resolve_params(g.id, g.params, problem.inputs.arguments, problem);
-      inputs[spec.name] = drawn(ctx, spec, MemoryClass::input, spec.shape.rank() > 0 ? spec.shape[-1] : 1,
-                                [&](int64_t begin, int64_t count, double* out) {
-                                  g.fill(problem, params, spec, begin, count, out);
-                                });
+      inputs[spec.name] =
+          drawn_once(ctx, spec, problem, g.id, kept, spec.shape.rank() > 0 ? spec.shape[-1] : 1,
+                     [&](int64_t begin, int64_t count, double* out) {
+                       g.fill(problem, params, spec, begin, count, out);
+                     });
     } else if (!spec.optional) {
-      inputs[spec.name] = make_tensor(ctx, spec, problem.seed, MemoryClass::input);
+      inputs[spec.name] =
+          drawn_once(ctx, spec, problem, "", kept, 1,
+                     [&, stream = stream_of(spec.name)](int64_t begin, int64_t count, double* out) {
+                       fill_values(spec.init, problem.seed, stream, begin, count, out);
+                     });
     }
   }
   for (const auto& [key, t] : input_file.tensors)

@@ -1,6 +1,7 @@
 // Fills a method's inputs and weights: seeded generators, .safetensors and .npy files.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -38,8 +39,10 @@ bool register_generator(Generator g);
 
 /// Makes the instance's tensors on `ctx` and binds them: inputs by problem.inputs (generator or file),
 /// weights from `weights_file` (empty: seeded by their Init). Values are rounded to the tensor's dtype once.
+/// `kept`, where there is one, gives what it has of a device's inputs and takes what was drawn.
+class InputCache;
 void fill_instance(Context& ctx, Instance& instance, const Problem& problem,
-                   const std::string& weights_file = {});
+                   const std::string& weights_file = {}, InputCache* kept = nullptr);
 /// One tensor by its own Init, on `ctx`'s device.
 Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryClass use);
 /// A host tensor converted to `dtype` (floats to floats, i32 to i32, u8 to u8) and moved to `ctx`'s device;
@@ -47,6 +50,10 @@ Tensor make_tensor(Context& ctx, const TensorSpec& spec, uint64_t seed, MemoryCl
 Tensor to_device(Context& ctx, const Tensor& host, DType dtype, MemoryClass use, const std::string& what);
 /// A contiguous host copy, for writing files and comparing.
 Tensor to_host(Context& host, Context& ctx, const Tensor& t);
+/// Shows the elements of `t` in order: see(begin, count, values) with up to 2^23 of them on the host. A tensor
+/// of gigabytes on a device passes through one small buffer, whose pages are there after the first piece.
+void for_pieces(Context& ctx, const Tensor& t,
+                const std::function<void(int64_t begin, int64_t count, const char* values)>& see);
 
 /// One tensor of a file as read, on the host. I64 is narrowed to i32 (DataError when a value does not fit);
 /// BOOL is u8.

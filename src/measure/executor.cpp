@@ -133,7 +133,7 @@ class MethodExecutor : public Executor {
     ctx_ = std::make_unique<Context>(backend_, setup_.threads);
     ctx_->set_memory_limit(memory_limit);
     instance_ = method_.make(*ctx_, case_.problem, *params_);
-    fill_instance(*ctx_, *instance_, case_.problem, setup_.weights_file);
+    fill_instance(*ctx_, *instance_, case_.problem, setup_.weights_file, setup_.inputs);
     // Staging of the inputs is not the method's memory.
     ctx_->release_cache();
     ctx_->reset_memory_peaks();

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "inputs/input_cache.hpp"
 #include "kernels/core/error.hpp"
 #include "measure/estimate.hpp"
 #include "measure/results.hpp"
@@ -65,7 +66,8 @@ struct ExecutorSetup {
   Clock* clock = nullptr;
   int threads = 0;
   std::string weights_file;
-  Backend* backend = nullptr;  ///< of the case's device; null: the one that its name stands for
+  Backend* backend = nullptr;    ///< of the case's device; null: the one that its name stands for
+  InputCache* inputs = nullptr;  ///< of the run; null: every case draws its own
 };
 using ExecutorFactory = std::function<std::unique_ptr<Executor>(const Case&, const ExecutorSetup&)>;
 

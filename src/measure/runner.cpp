@@ -36,6 +36,8 @@ constexpr double kPrepareSeen = 1e-6;
 // Power limits of cards act within tenths of a second, temperatures follow later. The loop that shows it
 // takes at most this share of a case's time: with `--quick` it would else be as long as the samples.
 constexpr double kSustainSeconds = 1.0, kSustainShare = 0.25;
+// Inputs of a device's cases that stay on the host for the next case take at most this share of what is free.
+constexpr double kCachedInputs = 0.125;
 // Fewer pairs have no interval.
 constexpr size_t kLeastPairs = 3;
 
@@ -131,8 +133,8 @@ class Run {
       std::exception_ptr refusal;
       try {
         Backend* backend = backends_.at(w.result.spec.device);
-        w.executor =
-            make_(w.result.spec, {&clock_, run_.suite.measure.threads, options_.weights_file, backend});
+        w.executor = make_(w.result.spec,
+                           {&clock_, run_.suite.measure.threads, options_.weights_file, backend, &inputs_});
         w.result.params = w.executor->params();
       } catch (...) {
         refusal = std::current_exception();
@@ -619,6 +621,7 @@ class Run {
   std::map<std::string, Ceilings> ceilings_;  ///< by device
   std::map<std::string, std::unique_ptr<PeakProbe>> probes_;
   ExecutorFactory make_;
+  InputCache inputs_{usable_memory(kCachedInputs)};
   int threads_ = 1;
   std::map<std::string, int64_t> memory_limit_;  ///< by device
   double started_s_ = 0;

@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <optional>
 
 #include "inputs/inputs.hpp"
 #include "measure/estimate.hpp"
@@ -38,18 +40,66 @@ Params resolve(const Method& method, const std::map<std::string, Value>& given, 
   return resolve_params(method.info().id, method.info().params, given, problem);
 }
 
-/// FLOPs of the reference: at least the method's own, and at least those of looking at all pairs, because
-/// references mask where methods skip.
-double reference_flops(const Method& method, const Problem& p, const std::map<std::string, Value>& given,
-                       DeviceKind device) {
-  const CaseEstimate e = estimate_problem(method, p, given, device);
+/// The instance alone, on memory that is promised and not there: nothing is filled, prepared or run. Null
+/// where the method refuses.
+class DryInstance {
+ public:
+  DryInstance(const Method& method, const Problem& p, const std::map<std::string, Value>& given,
+              DeviceKind device)
+      : backend_(device), ctx_(backend_, 0) {
+    try {
+      instance_ = method.make(ctx_, p, resolve(method, given, p));
+    } catch (const std::exception&) {
+    }
+  }
+  const Instance* operator->() const { return instance_.get(); }
+  explicit operator bool() const { return instance_ != nullptr; }
+
+ private:
+  DryBackend backend_;
+  Context ctx_;
+  std::unique_ptr<Instance> instance_;
+};
+
+/// FLOPs of looking at all pairs, because references mask where methods skip.
+double pair_flops(const Problem& p) {
   const double tokens = static_cast<double>(p.tokens());
   const double keys = tokens > 0 ? static_cast<double>(p.kv_length_or_length()) : 0;
   const double width = static_cast<double>(
       p.channels ? p.channels : std::max<int64_t>(p.heads, 1) * std::max<int64_t>(p.head_dim, 1));
-  const double pairs = 4.0 * static_cast<double>(p.batch) * tokens * keys * width;
-  return std::max(static_cast<double>(e.formula.flops()), pairs);
+  return 4.0 * static_cast<double>(p.batch) * tokens * keys * width;
 }
+
+/// The shapes that a case may be verified at, with about the FLOPs that its reference takes there: at least
+/// those of all pairs, and at least the method's own. The closed form of a method may count a mask of
+/// a hundred thousand rows, so it is asked for where the pairs alone do not tell.
+class Shapes {
+ public:
+  Shapes(const Method& method, const std::map<std::string, Value>& given, DeviceKind device)
+      : method_(method), given_(given), device_(device) {}
+  void assign(std::vector<Problem> chain) {
+    chain_ = std::move(chain);
+    flops_.assign(chain_.size(), std::nullopt);
+  }
+  size_t size() const { return chain_.size(); }
+  const Problem& operator[](size_t i) const { return chain_[i]; }
+  double flops(size_t i) {
+    if (!flops_[i]) {
+      const DryInstance instance(method_, chain_[i], given_, device_);
+      const double own = instance ? static_cast<double>(instance->cost().cost.flops()) : 0.0;
+      flops_[i] = std::max(own, pair_flops(chain_[i]));
+    }
+    return *flops_[i];
+  }
+  bool beyond(size_t i, double limit) { return pair_flops(chain_[i]) > limit || flops(i) > limit; }
+
+ private:
+  const Method& method_;
+  const std::map<std::string, Value>& given_;
+  DeviceKind device_;
+  std::vector<Problem> chain_;
+  std::vector<std::optional<double>> flops_;
+};
 
 void halve(int64_t& v) { v /= 2; }
 int64_t half_up(int64_t v) { return (v + 1) / 2; }
@@ -102,13 +152,23 @@ std::vector<Problem> halvings(const Problem& p, int64_t least_batch, int64_t lea
 }
 
 /// The rows that a sample takes of an output, as one tensor [rows, last axis].
-RefTensor gathered(const Tensor& host, const std::vector<int64_t>& rows) {
-  const int64_t width = *(host.shape().end() - 1);
-  RefTensor r({static_cast<int64_t>(rows.size()), width});
-  for (size_t i = 0; i < rows.size(); ++i)
-    convert(
-        static_cast<const char*>(host.raw()) + rows[i] * width * static_cast<int64_t>(size_of(host.dtype())),
-        host.dtype(), r.data.data() + static_cast<int64_t>(i) * width, DType::f64, width);
+RefTensor gathered(Context& ctx, const Tensor& t, const std::vector<int64_t>& rows) {
+  // Fetching a row of a device by itself takes about as long as this many bytes of the whole tensor.
+  constexpr int64_t kFetch = int64_t{64} << 10;
+  const int64_t width = t.shape()[t.rank() - 1], bytes = width * static_cast<int64_t>(size_of(t.dtype()));
+  const auto count = static_cast<int64_t>(rows.size());
+  Context host(cpu_backend(), 1);
+  const bool singly = t.contiguous() && t.device() != DeviceKind::cpu && count * kFetch < t.nbytes();
+  const Tensor all = singly ? host.allocate(t.dtype(), {count, width}) : to_host(host, ctx, t);
+  RefTensor r({count, width});
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows[static_cast<size_t>(i)];
+    char* from = static_cast<char*>(all.raw()) + (singly ? i : row) * bytes;
+    if (singly)
+      ctx.backend().copy_bytes(from, DeviceKind::cpu, static_cast<const char*>(t.raw()) + row * bytes,
+                               t.device(), static_cast<size_t>(bytes));
+    widen_into(r, i * width, from, t.dtype(), width);
+  }
   return r;
 }
 
@@ -138,19 +198,17 @@ int64_t wrong_row(const RefTensor& got, const RefTensor& want, double allowed) {
   return -1;
 }
 
-bool accepts(const Method& method, const Problem& p, const std::map<std::string, Value>& given,
-             DeviceKind device) {
-  try {
-    return estimate_problem(method, p, given, device).status == CaseStatus::ok;
-  } catch (const std::exception&) {
-    return false;
-  }
+RefTensor widened(Context& ctx, const Tensor& t) {
+  RefTensor r(std::vector<int64_t>(t.shape().begin(), t.shape().end()));
+  for_pieces(ctx, t, [&](int64_t begin, int64_t count, const char* values) {
+    widen_into(r, begin, values, t.dtype(), count);
+  });
+  return r;
 }
 
 RefMap widen(Context& ctx, const TensorMap& m) {
-  Context host(cpu_backend(), ctx.threads());
   RefMap r;
-  for (const auto& [key, t] : m) r[key] = to_reference(to_host(host, ctx, t));
+  for (const auto& [key, t] : m) r[key] = widened(ctx, t);
   return r;
 }
 
@@ -280,7 +338,7 @@ VerifyOutcome verify_rows(Context& ctx, const Method& method, const Instance& in
       v.worst = "the method gives '" + key + "', the reference does not";
       break;
     }
-    const RefTensor got = gathered(to_host(host, ctx, t), rows);
+    const RefTensor got = gathered(ctx, t, rows);
     const auto place = [&](int64_t index) {
       const int64_t width = got.dim(1);
       return key + place_text(extents(t), rows[static_cast<size_t>(index / width)] * width + index % width) +
@@ -357,37 +415,51 @@ double tolerance_of(DType dtype) {
 }
 
 void poison(Context& ctx, const TensorMap& outputs) {
+  constexpr int64_t kPiece = int64_t{1} << 24;
+  Context host(cpu_backend(), 1);
   for (const auto& [key, t] : outputs) {
     if (!t || t.numel() == 0) continue;
     // All bits set is a NaN in every float format; 0x7f.. is near the largest integer.
     const int byte = is_float(t.dtype()) ? 0xff : 0x7f;
-    if (t.device() == DeviceKind::cpu && t.contiguous()) {
-      std::memset(t.raw(), byte, static_cast<size_t>(t.nbytes()));
+    const int64_t bytes = t.nbytes();
+    if (!t.contiguous()) {
+      const Tensor bad = host.allocate(t.dtype(), t.shape());
+      std::memset(bad.raw(), byte, static_cast<size_t>(bytes));
+      copy(ctx, bad, t);
       continue;
     }
-    Context host(cpu_backend(), 1);
-    const Tensor bad = host.allocate(t.dtype(), t.shape());
-    std::memset(bad.raw(), byte, static_cast<size_t>(bad.nbytes()));
-    copy(ctx, bad, t);
+    char* to = static_cast<char*>(t.raw());
+    const bool here = t.device() == DeviceKind::cpu;
+    Tensor bad;
+    if (!here) {
+      bad = host.allocate(DType::u8, {std::min(bytes, kPiece)});
+      std::memset(bad.raw(), byte, static_cast<size_t>(bad.nbytes()));
+    }
+    for (int64_t at = 0; at < bytes; at += kPiece) {
+      const auto n = static_cast<size_t>(std::min(kPiece, bytes - at));
+      if (here)
+        std::memset(to + at, byte, n);
+      else
+        ctx.backend().copy_bytes(to + at, t.device(), bad.raw(), DeviceKind::cpu, n);
+    }
   }
 }
 
 int64_t count_nan(Context& ctx, const TensorMap& outputs) {
   int64_t n = 0;
-  Context host(cpu_backend(), 1);
   for (const auto& [key, t] : outputs) {
     if (!is_float(t.dtype())) continue;
-    const Tensor h = to_host(host, ctx, t);
-    constexpr int64_t kPiece = 1 << 12;
-    const int64_t pieces = (h.numel() + kPiece - 1) / kPiece;
-    const char* at = static_cast<const char*>(h.raw());
-#pragma omp parallel for num_threads(ctx.threads()) reduction(+ : n) if (pieces > 8)
-    for (int64_t k = 0; k < pieces; ++k) {
-      double values[kPiece];
-      const int64_t begin = k * kPiece, count = std::min(kPiece, h.numel() - begin);
-      convert(at + begin * static_cast<int64_t>(size_of(h.dtype())), h.dtype(), values, DType::f64, count);
-      n += std::count_if(values, values + count, [](double x) { return std::isnan(x); });
-    }
+    const auto element = static_cast<int64_t>(size_of(t.dtype()));
+    for_pieces(ctx, t, [&](int64_t, int64_t count, const char* from) {
+      constexpr int64_t kPiece = 1 << 12;
+#pragma omp parallel for num_threads(ctx.threads()) reduction(+ : n) if (count > 8 * kPiece)
+      for (int64_t begin = 0; begin < count; begin += kPiece) {
+        double values[kPiece];
+        const int64_t some = std::min(kPiece, count - begin);
+        convert(from + begin * element, t.dtype(), values, DType::f64, some);
+        n += std::count_if(values, values + some, [](double x) { return std::isnan(x); });
+      }
+    });
   }
   return n;
 }
@@ -418,7 +490,7 @@ Verification verify_instance(Context& ctx, const Method& method, const Instance&
     }
     Comparison c;
     try {
-      c = compare(to_reference(to_host(host, ctx, t)), it->second);
+      c = compare(widened(ctx, t), it->second);
     } catch (const DataError& e) {
       v.relative_l2[key] = std::numeric_limits<double>::infinity();
       fail(key + ": " + e.what());
@@ -446,7 +518,7 @@ std::vector<Problem> reduced_problems(const Method& method, const Problem& probl
     for (bool shrunk = true; shrunk;) {
       shrunk = false;
       for (const Problem& q : halvings(chain.back(), least, least)) {
-        if (!accepts(method, q, given, device)) continue;
+        if (!DryInstance(method, q, given, device)) continue;
         chain.push_back(q);
         shrunk = true;
         break;
@@ -473,20 +545,18 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
     return with_rows(small, ctx, method, instance, problem, given, options, clock);
   };
 
-  std::vector<Problem> chain{problem};
-  std::vector<double> flops{reference_flops(method, problem, given, ctx.device())};
-  if (flops[0] > kStartShare * allowed && problem.inputs.file.empty()) {
-    // Given tensors have one shape; everything else can be made smaller.
-    chain = reduced_problems(method, problem, given, ctx.device());
-    flops.clear();
-    for (const Problem& q : chain) flops.push_back(reference_flops(method, q, given, ctx.device()));
-  }
+  Shapes chain(method, given, ctx.device());
+  chain.assign({problem});
+  // Given tensors have one shape; everything else can be made smaller.
+  if (chain.beyond(0, kStartShare * allowed) && problem.inputs.file.empty())
+    chain.assign(reduced_problems(method, problem, given, ctx.device()));
   size_t at = 0;
-  while (at + 1 < chain.size() && flops[at] > kStartShare * allowed) ++at;
-  if (flops[at] > options.refuse_budgets * allowed) {
+  while (at + 1 < chain.size() && chain.beyond(at, kStartShare * allowed)) ++at;
+  if (chain.beyond(at, options.refuse_budgets * allowed)) {
     outcome.result.how = fmt::format(
         "not verified: the reference would need about {:.0f} s even for {}, and {:.0f} s are allowed",
-        flops[at] / kReferenceFlopsPerSecond, chain[at].str(), options.refuse_budgets * options.budget_s);
+        chain.flops(at) / kReferenceFlopsPerSecond, chain[at].str(),
+        options.refuse_budgets * options.budget_s);
     return sampled(outcome);
   }
 
@@ -545,7 +615,8 @@ VerifyOutcome verify_case(Context& ctx, const Method& method, const Instance& in
     if (!outcome.result.passed || at == 0) return outcome;
     smaller = outcome;
     // Halving one extent divides a reference's time by two to four; the guess is trusted between these.
-    const double growth = std::clamp(flops[at] > 0 ? flops[at - 1] / flops[at] : 4.0, 2.0, 4.0);
+    const double growth =
+        std::clamp(chain.flops(at) > 0 ? chain.flops(at - 1) / chain.flops(at) : 4.0, 2.0, 4.0);
     if (took * growth > options.budget_s) return sampled(outcome);
     --at;
   }

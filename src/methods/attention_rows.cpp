@@ -70,6 +70,8 @@ class HostMask {
     const bool plain_grid =
         r.rank == 0 || (!r.causal && !r.band && !is_tiled(r.q_tile) && !is_tiled(r.k_tile));
     closed_form_ = !lists_ && !mask_.gather && !mask_.key_valid && plain_grid && !r.segment_q && !r.bitmap;
+    by_blocks_ = lists_ && !mask_.gather && !mask_.k_order && !mask_.key_valid && r.rank == 0 &&
+                 !r.segment_q && !r.bitmap;
   }
 
   /// True when every batch (head) sees the same keys.
@@ -107,12 +109,44 @@ class HostMask {
     }
   }
 
+  /// The same keys as sorted, disjoint, non-empty intervals. Lists of blocks are taken block by block where
+  /// the rule is a band: a row of 40000 keys is some hundred of them.
+  void intervals(int64_t b, int64_t h, int64_t i, Intervals& out) const {
+    if (closed_form_) return clipped(b, h, i, out);
+    out.clear();
+    if (by_blocks_) {
+      Intervals rule;
+      band_intervals(token_rule(b), i, n_, m_, rule);
+      const Interval range = row_range(b, h, i);
+      const auto add = [&](int64_t key_block, Interval seen) {
+        const int64_t first = key_block * mask_.block_k;
+        seen = {std::max({seen.begin, range.begin, first}),
+                std::min({seen.end, range.end, std::min(first + mask_.block_k, m_)})};
+        if (seen.begin < seen.end) out.push_back(seen);
+      };
+      const int64_t block = (q_slot_.empty() ? i : q_slot_[static_cast<size_t>(i)]) / mask_.block_q;
+      if (mask_.full) walk(mask_.full, b, h, block, [&](int64_t kb) { add(kb, {0, m_}); });
+      if (mask_.partial)
+        walk(mask_.partial, b, h, block, [&](int64_t kb) {
+          for (const Interval& v : rule) add(kb, v);
+        });
+    } else {
+      for_each(b, h, i, [&out](int64_t j) {
+        if (!out.empty() && out.back().end == j)
+          ++out.back().end;
+        else
+          out.push_back({j, j + 1});
+      });
+    }
+    sort_and_join(out);
+  }
+
   int64_t count(int64_t b, int64_t h, int64_t i) const {
     int64_t n = 0;
-    if (closed_form_) {
-      Intervals intervals;
-      clipped(b, h, i, intervals);
-      for (const Interval& v : intervals) n += v.end - v.begin;
+    if (closed_form_ || by_blocks_) {
+      Intervals row;
+      intervals(b, h, i, row);
+      for (const Interval& v : row) n += v.end - v.begin;
     } else {
       for_each(b, h, i, [&n](int64_t) { ++n; });
     }
@@ -138,6 +172,18 @@ class HostMask {
       for (const Tensor* t : {&mask_.rule.segment_q, &mask_.rule.segment_k})
         if (*t) g = std::max(g, t->dim(0));
     return g;
+  }
+
+  static void sort_and_join(Intervals& v) {
+    std::sort(v.begin(), v.end(), [](const Interval& x, const Interval& y) { return x.begin < y.begin; });
+    size_t kept = 0;
+    for (size_t k = 1; k < v.size(); ++k) {
+      if (v[kept].end >= v[k].begin)
+        v[kept].end = std::max(v[kept].end, v[k].end);
+      else
+        v[++kept] = v[k];
+    }
+    if (!v.empty()) v.resize(kept + 1);
   }
 
   template <class F>
@@ -208,7 +254,7 @@ class HostMask {
       ElementRule{}};  ///< without bitmap, offsets resolved; one, or one a batch
   std::vector<int64_t> q_slot_, k_slot_;
   int64_t batch_, heads_, n_, m_;
-  bool lists_ = false, closed_form_ = true;
+  bool lists_ = false, closed_form_ = true, by_blocks_ = false;
 };
 
 /// Number of key tokens of a call: M, or the capacity of the page table.
@@ -334,44 +380,67 @@ PairSet attention_pairs(Context& ctx, const AttentionArgs& args) {
   const auto mask = std::make_shared<const HostMask>(ctx, args.mask, static_cast<bool>(args.pages.table),
                                                      set.batch, set.heads, set.queries, set.tokens);
   set.same_for_all_batches = mask->same_for_batches(), set.same_for_all_heads = mask->same_for_heads();
-  set.row = [mask](int64_t b, int64_t h, int64_t i, Intervals& out) {
-    std::vector<int64_t> keys;
-    mask->for_each(b, h, i, [&keys](int64_t j) { keys.push_back(j); });
-    std::sort(keys.begin(), keys.end());
-    out.clear();
-    for (const int64_t j : keys) {
-      if (!out.empty() && out.back().end == j)
-        ++out.back().end;
-      else
-        out.push_back({j, j + 1});
-    }
-  };
+  set.row = [mask](int64_t b, int64_t h, int64_t i, Intervals& out) { mask->intervals(b, h, i, out); };
   return set;
 }
 
-bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t h, int64_t q_begin,
-                    int64_t q_end, std::vector<float>& out) {
-  const int64_t heads = args.q.dim(1), n = args.q.dim(2), d = args.q.dim(3), m = keys_of(args);
-  const int64_t kv_head = h / (heads / args.k.dim(1));
-  const HostMask mask(ctx, args.mask, static_cast<bool>(args.pages.table), args.q.dim(0), heads, n, m);
-
-  // Queries of the range and keys of the head, widened to f32.
-  const Tensor q = on_host(ctx, args.q.select(0, b).select(0, h).slice(0, q_begin, q_end));
-  const Tensor page_table = on_host(ctx, args.pages.table);
-  const Tensor k =
-      on_host(ctx, page_table ? args.k.select(1, kv_head) : args.k.select(0, b).select(0, kv_head));
-  std::vector<float> keys(static_cast<size_t>(m * d));
-#pragma omp parallel for num_threads(ctx.threads()) schedule(static) if (m * d > 1 << 16)
-  for (int64_t j = 0; j < m; ++j) {
-    int64_t at = j * k.stride(0);
-    if (page_table) {
-      const int64_t page = page_table.data<int32_t>()[b * page_table.dim(1) + j / args.pages.page_size];
-      // Unused entries of a page table may hold anything; the mask's key_length hides their keys.
-      if (page < 0 || page >= k.dim(0)) continue;
-      at = page * k.stride(0) + j % args.pages.page_size * k.stride(1);
-    }
-    widen(k, at, d, keys.data() + j * d);
+struct AttentionRows::State {
+  State(Context& context, const AttentionArgs& a)
+      : ctx(context),
+        args(a),
+        mask(context, a.mask, static_cast<bool>(a.pages.table), a.q.dim(0), a.q.dim(1), a.q.dim(2),
+             keys_of(a)),
+        page_table(on_host(context, a.pages.table)),
+        slopes(on_host(context, a.bias.slope)),
+        sinks(on_host(context, a.sink_logit)) {
+    if (page_table) lengths = on_host(ctx, args.mask->key_length);
   }
+
+  /// f32 keys [M, D] of a key head, where they are not the ones at hand.
+  void widen_keys(int64_t b, int64_t kv_head) {
+    if (b == batch_of_keys && kv_head == head_of_keys) return;
+    const int64_t m = keys_of(args), d = args.q.dim(3);
+    const Tensor k =
+        on_host(ctx, page_table ? args.k.select(1, kv_head) : args.k.select(0, b).select(0, kv_head));
+    // Unused entries of a page table leave their keys as they are, which is nothing of another sequence.
+    if (page_table) keys.clear();
+    keys.resize(static_cast<size_t>(m * d));
+    batch_of_keys = head_of_keys = -1;
+#pragma omp parallel for num_threads(ctx.threads()) schedule(static) if (m * d > 1 << 16)
+    for (int64_t j = 0; j < m; ++j) {
+      int64_t at = j * k.stride(0);
+      if (page_table) {
+        const int64_t page = page_table.data<int32_t>()[b * page_table.dim(1) + j / args.pages.page_size];
+        // Unused entries of a page table may hold anything; the mask's key_length hides their keys.
+        if (page < 0 || page >= k.dim(0)) continue;
+        at = page * k.stride(0) + j % args.pages.page_size * k.stride(1);
+      }
+      widen(k, at, d, keys.data() + j * d);
+    }
+    batch_of_keys = b, head_of_keys = kv_head;
+  }
+
+  Context& ctx;
+  AttentionArgs args;
+  HostMask mask;
+  Tensor page_table, slopes, sinks, lengths;
+  std::vector<float> keys;
+  int64_t batch_of_keys = -1, head_of_keys = -1;
+};
+
+AttentionRows::AttentionRows(Context& ctx, const AttentionArgs& args)
+    : state_(std::make_unique<State>(ctx, args)) {}
+AttentionRows::~AttentionRows() = default;
+
+void AttentionRows::read(int64_t b, int64_t h, int64_t q_begin, int64_t q_end, std::vector<float>& out) {
+  Context& ctx = state_->ctx;
+  const AttentionArgs& args = state_->args;
+  const HostMask& mask = state_->mask;
+  const Tensor &slopes = state_->slopes, &sinks = state_->sinks;
+  const int64_t heads = args.q.dim(1), n = args.q.dim(2), d = args.q.dim(3), m = keys_of(args);
+  state_->widen_keys(b, h / (heads / args.k.dim(1)));
+  const std::vector<float>& keys = state_->keys;
+  const Tensor q = on_host(ctx, args.q.select(0, b).select(0, h).slice(0, q_begin, q_end));
 
   const auto own = [](const Tensor& t, int axis, int64_t index) {
     return t.dim(axis) == 1 ? t.select(axis, 0) : t.select(axis, index);
@@ -379,12 +448,10 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
   Tensor dense, relative;
   if (args.bias.dense) dense = on_host(ctx, own(own(args.bias.dense, 0, b), 0, h).slice(0, q_begin, q_end));
   if (args.bias.relative) relative = on_host(ctx, own(args.bias.relative, 0, h));
-  const Tensor slopes = on_host(ctx, args.bias.slope), sinks = on_host(ctx, args.sink_logit);
   const float slope = slopes ? slopes.data<float>()[h * slopes.stride(0)] : 0.0f;
   const float sink = sinks ? sinks.data<float>()[h * sinks.stride(0)] : -kInfinity;
   // Biases measure from the sequence's own end.
-  const int64_t length = page_table ? on_host(ctx, args.mask->key_length).data<int32_t>()[b] : m,
-                offset = length - n;
+  const int64_t length = state_->lengths ? state_->lengths.data<int32_t>()[b] : m, offset = length - n;
   Tensor embedding;
   if (args.relative.keys) embedding = on_host(ctx, own(args.relative.keys, 0, h));
   const int64_t reach = relative ? (relative.dim(0) - 1) / 2 : 0;
@@ -433,6 +500,11 @@ bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t 
       for (int64_t j : seen) row[j] *= inverse;
     }
   }
+}
+
+bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t h, int64_t q_begin,
+                    int64_t q_end, std::vector<float>& out) {
+  AttentionRows(ctx, args).read(b, h, q_begin, q_end, out);
   return true;
 }
 

@@ -3,6 +3,7 @@
 // attention.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "kernels/attention/attention.hpp"
@@ -17,6 +18,19 @@ namespace attnbench {
 /// other devices. Returns true (the shape of Instance::rows).
 bool attention_rows(Context& ctx, const AttentionArgs& args, int64_t b, int64_t h, int64_t q_begin,
                     int64_t q_end, std::vector<float>& out);
+
+/// The same for many reads of one call, which stays as it is meanwhile: the mask comes to the host once, and
+/// the keys of a head, widened, serve until another key head is asked for.
+class AttentionRows {
+ public:
+  AttentionRows(Context& ctx, const AttentionArgs& args);
+  ~AttentionRows();
+  void read(int64_t b, int64_t h, int64_t q_begin, int64_t q_end, std::vector<float>& out);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 /// The pairs that the mask of an attention call shows, whatever their weights; no mask: all. Lists are copied
 /// to the host once.

@@ -1,5 +1,7 @@
 #include "reference/reference.hpp"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -15,11 +17,35 @@ std::map<std::string, RowReferenceFn>& row_storage() {
   static std::map<std::string, RowReferenceFn> references;
   return references;
 }
+
+/// Room for n values whose pages exist: the kernel clears one page after another for the thread that touches
+/// them, so a few gigabytes filled by one thread wait seconds for it.
+void reserve_pages(std::vector<double>& values, int64_t n) {
+  values.reserve(static_cast<size_t>(n));
+#ifdef MADV_POPULATE_WRITE
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  constexpr int64_t kFrom = int64_t{1} << 22, kPart = int64_t{64} << 20;
+  if (n < kFrom) return;
+  const auto begin = reinterpret_cast<uintptr_t>(values.data()),
+             end = begin + static_cast<size_t>(n) * sizeof(double);
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
+  // Where the system does not do it, the pages come as they are touched.
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  const auto parts = (static_cast<int64_t>(last - first) + kPart - 1) / kPart;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t i = 0; i < parts; ++i) {
+    const uintptr_t at = first + static_cast<uintptr_t>(i * kPart);
+    madvise(reinterpret_cast<void*>(at), std::min<uintptr_t>(static_cast<uintptr_t>(kPart), last - at),
+            MADV_POPULATE_WRITE);
+  }
+#endif
+}
 }  // namespace
 
 RefTensor::RefTensor(std::vector<int64_t> s) : shape(std::move(s)) {
   int64_t n = 1;
   for (int64_t d : shape) n *= d;
+  reserve_pages(data, n);
   data.assign(static_cast<size_t>(n), 0.0);
 }
 
@@ -49,15 +75,24 @@ RefTensor to_reference(const Tensor& t) {
   if (t.device() != DeviceKind::cpu || !t.contiguous())
     throw UsageError("a reference reads contiguous host tensors");
   RefTensor r(std::vector<int64_t>(t.shape().begin(), t.shape().end()));
-  const int64_t n = t.numel();
-  if (t.dtype() == DType::i32) {
-    std::copy_n(t.data<int32_t>(), n, r.data.begin());
-  } else if (t.dtype() == DType::u8) {
-    std::copy_n(t.data<uint8_t>(), n, r.data.begin());
-  } else {
-    convert(t.raw(), t.dtype(), r.data.data(), DType::f64, n);
-  }
+  widen_into(r, 0, t.raw(), t.dtype(), t.numel());
   return r;
+}
+
+void widen_into(RefTensor& r, int64_t begin, const void* values, DType dtype, int64_t count) {
+  constexpr int64_t kPiece = int64_t{1} << 16;
+  double* to = r.data.data() + begin;
+#pragma omp parallel for schedule(static) if (count > kPiece)
+  for (int64_t at = 0; at < count; at += kPiece) {
+    const int64_t n = std::min(kPiece, count - at);
+    const char* from = static_cast<const char*>(values) + at * static_cast<int64_t>(size_of(dtype));
+    if (dtype == DType::i32)
+      std::copy_n(reinterpret_cast<const int32_t*>(from), n, to + at);
+    else if (dtype == DType::u8)
+      std::copy_n(reinterpret_cast<const uint8_t*>(from), n, to + at);
+    else
+      convert(from, dtype, to + at, DType::f64, n);
+  }
 }
 
 RefMap to_reference(const TensorMap& m) {

@@ -20,7 +20,8 @@ struct RefTensor {
   std::vector<int64_t> shape;
   std::vector<double> data;
   RefTensor() = default;
-  explicit RefTensor(std::vector<int64_t> s);  ///< zeros
+  /// Zeros. All threads touch the pages of a large one first, which else takes longer than what follows.
+  explicit RefTensor(std::vector<int64_t> s);
   int64_t dim(size_t axis) const { return shape[axis]; }
   int64_t numel() const { return static_cast<int64_t>(data.size()); }
   double& operator[](int64_t i) { return data[static_cast<size_t>(i)]; }
@@ -50,6 +51,8 @@ bool register_row_reference(const std::string& method_id, RowReferenceFn fn);
 
 /// Widening copies between host tensors and references.
 RefTensor to_reference(const Tensor& t);
+/// `count` values of `dtype` (a float type, i32 or u8) from element `begin` of `r` on, by all threads.
+void widen_into(RefTensor& r, int64_t begin, const void* values, DType dtype, int64_t count);
 RefMap to_reference(const TensorMap& m);
 
 /// Small building blocks that several references share; each is a direct transcription of its formula.

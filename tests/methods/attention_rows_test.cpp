@@ -40,15 +40,24 @@ void check_rows(Call& call, F&& score, double sink = -INFINITY) {
   const RefTensor q = to_reference(call.args.q), k = to_reference(call.args.k);
   const int64_t begin = 3;
   double worst = 0;
-  std::vector<float> rows;
+  int64_t wrong = 0;  // pairs that the set shows and the scores hide, or the other way round
+  std::vector<float> rows, again;
+  AttentionRows reader(call.ctx, call.args);
+  const PairSet pairs = attention_pairs(call.ctx, call.args);
+  Intervals row;
   for (int64_t b = 0; b < kBatch; ++b)
     for (int64_t h = 0; h < kHeads; ++h) {
       std::fill(rows.begin(), rows.end(), NAN);
       REQUIRE(attention_rows(call.ctx, call.args, b, h, begin, kQueries, rows));
       REQUIRE(rows.size() == static_cast<size_t>((kQueries - begin) * kKeys));
+      reader.read(b, h, begin, kQueries, again);
+      CHECK(again == rows);
       for (int64_t i = begin; i < kQueries; ++i) {
         std::vector<double> p(kKeys, 0.0);
         double sum = std::exp(sink);
+        pairs.row(b, h, i, row);
+        for (size_t k = 0; k < row.size(); ++k)
+          wrong += row[k].begin >= row[k].end || (k > 0 && row[k].begin <= row[k - 1].end);
         for (int64_t j = 0; j < kKeys; ++j) {
           double dot = 0;
           for (int64_t c = 0; c < kDim; ++c)
@@ -56,6 +65,10 @@ void check_rows(Call& call, F&& score, double sink = -INFINITY) {
                    k[((b * kKvHeads + h / 2) * kKeys + j) * kDim + c];
           p[static_cast<size_t>(j)] = std::exp(score(b, h, i, j, double(call.args.scale) * dot));
           sum += p[static_cast<size_t>(j)];
+          bool in = false;
+          for (const Interval& v : row) in |= j >= v.begin && j < v.end;
+          // A bias of -inf takes a key's weight, not its pair.
+          if (!call.args.bias.dense) wrong += in != (p[static_cast<size_t>(j)] > 0);
         }
         for (int64_t j = 0; j < kKeys; ++j) {
           const double want = sum > 0 ? p[static_cast<size_t>(j)] / sum : 0.0;
@@ -66,6 +79,7 @@ void check_rows(Call& call, F&& score, double sink = -INFINITY) {
     }
   // Scores below 8 in size carry 8 f32 roundings, which exp turns into relative errors of that size.
   CHECK(worst < 64 * 6e-8);
+  CHECK(wrong == 0);
 }
 
 }  // namespace
@@ -147,6 +161,28 @@ TEST_CASE("attention_rows: block lists, gather lists, ranges, padding, orders an
       const int64_t r = i / 4, g = h / 2, block = j / 6;
       const bool seen = block == (r + g) % 3 || (block == (r + g + 1) % 3 && j <= i + kKeys - kQueries);
       return seen ? s : -INFINITY;
+    });
+  }
+  SECTION("lists out of order, a band and row ranges") {
+    mask.rule.band = true;
+    mask.rule.left = 4, mask.rule.right = 2, mask.rule.sinks = 2;
+    mask.full = {call.ints({1, 1, 3}, {0, 1, 2}), call.ints({1, 1, 3}, {1, 0, 1}), call.ints({3}, {2, 0, 0})};
+    mask.partial = {call.ints({1, 1, 3}, {0, 2, 5}), call.ints({1, 1, 3}, {2, 3, 1}),
+                    call.ints({6}, {1, 0, 2, 0, 1, 2})};
+    std::vector<int32_t> begins, ends;
+    for (int64_t i = 0; i < kQueries; ++i) begins.push_back(int32_t(i % 3)), ends.push_back(int32_t(i + 6));
+    mask.row_begin = call.ints({1, 1, kQueries}, begins);
+    mask.row_end = call.ints({1, 1, kQueries}, ends);
+    check_rows(call, [](auto, auto, int64_t i, int64_t j, double s) {
+      static const std::vector<std::vector<int64_t>> full{{2}, {}, {0}}, partial{{1, 0}, {2, 0, 1}, {2}};
+      const auto in = [&](const std::vector<int64_t>& list) {
+        return std::find(list.begin(), list.end(), j / 6) != list.end();
+      };
+      const int64_t c = i + kKeys - kQueries;
+      const bool band = (j >= c - 4 && j <= c + 2) || j < 2;
+      const bool seen =
+          in(full[static_cast<size_t>(i / 4)]) || (in(partial[static_cast<size_t>(i / 4)]) && band);
+      return seen && j >= i % 3 && j < i + 6 ? s : -INFINITY;
     });
   }
   SECTION("gather lists, a list for each batch") {
