@@ -15,8 +15,8 @@ struct RowSample {
   int64_t queries = 0;  ///< 0: all
   /// Consecutive queries share what a method widens for a call.
   static constexpr int64_t kRun = 16;
-  /// In flight: 64 MiB. A call widens all keys of a head, which takes as long as a few rows of it.
-  static constexpr int64_t kFloats = int64_t{1} << 24;
+  /// In flight: 16 MiB. A call widens all keys of a head, which takes as long as a few rows of it.
+  static constexpr int64_t kFloats = int64_t{1} << 22;
 };
 
 /// Calls range(b, begin, end) for the runs of queries that the sample takes, batch element by batch element.
