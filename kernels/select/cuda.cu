@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 /// Rows of at most 32 * kPer columns whose chosen ones are wanted in any or in column order: a warp keeps the
-/// keys in registers and finds the last chosen one bit by bit, from the highest.
+/// keys in registers (rank.cuh).
 template <int kPer>
 __global__ void __launch_bounds__(kThreads, 2)  // the compiler's own choice spills keys
     top_k_bits_kernel(const float* x, DeviceRows xs, DeviceVisible visible, TopKOutput out, int64_t rows) {
@@ -102,31 +102,16 @@ __global__ void __launch_bounds__(kThreads, 2)  // the compiler's own choice spi
       const int j = lane + 32 * i;
       key[i] = j < seen ? out.key(from[j]) : 0xffffffffu;
     }
-    // The want-th key has `prefix` above the bit; `need` of those that begin so are chosen.
-    uint32_t prefix = 0;
-    int need = want;
-    if (want > 0 && want < seen)
-      for (int bit = 31; bit >= 0; --bit) {
-        const uint32_t begin = prefix >> bit;  // ends in 0: the keys behind the row, all ones, never match
-        int own = 0;
-#pragma unroll
-        for (int i = 0; i < kPer; ++i) own += key[i] >> bit == begin;
-        const int matching = __reduce_add_sync(0xffffffffu, own);
-        if (need > matching) need -= matching, prefix |= 1u << bit;
-      }
-    const bool all = want == seen, nothing = want == 0;
+    const Cut cut = best_of<kPer>(key, want, seen);
     int ties = 0, base = 0;
 #pragma unroll
     for (int i = 0; i < kPer; ++i) {
       const int j = lane + 32 * i;
-      const bool here = j < seen && !nothing;
-      const bool tie = here && !all && key[i] == prefix;
-      const unsigned tied = __ballot_sync(0xffffffffu, tie);
-      const bool chosen = here && (all || key[i] < prefix || (tie && ties + __popc(tied & lower) < need));
+      const bool chosen = cut.takes(key[i], j < seen, lower, ties);
       const unsigned votes = __ballot_sync(0xffffffffu, chosen);
       if (chosen && out.index) out.put(row, base + __popc(votes & lower), j, from[j]);
       if (out.flag && j < visible.m) out.flag[out.flags.offset(row) + j] = chosen;
-      ties += __popc(tied), base += __popc(votes);
+      base += __popc(votes);
     }
     if (out.index) out.put_empty(row, want, lane, 32);
   }
@@ -495,52 +480,100 @@ struct ListSources {
   int64_t window, first_columns, last_rows;
 };
 
+/// What a row of blocks takes from sources that are not flags, and where its full and partial blocks lie, as
+/// columns. Narrow integers: the loop over columns is all that a row costs.
+struct ListRow {
+  int first_columns, near, diagonal, full_end, end;
+  bool whole, on_diagonal, ranges;
+
+  __device__ ListRow(const BlockGeometry& g, const ListSources& source, int64_t r, int64_t nq, int64_t nk) {
+    const int64_t d = g.diagonal(r);
+    first_columns = static_cast<int>(min(source.first_columns, nk));
+    near = static_cast<int>(max(d - min(source.window, nk), int64_t{-1}));
+    diagonal = static_cast<int>(d);
+    whole = r >= nq - source.last_rows;
+    on_diagonal = source.diagonal;
+    // Without a band everything below an end that grows with the query is visible.
+    ranges = !g.band;
+    const int64_t first = r * g.block_q, last = min(g.n, first + g.block_q) - 1;
+    const auto columns = [&](int64_t keys, int64_t round) {
+      return static_cast<int>(keys >= g.m ? nk : max(keys + round, int64_t{0}) / g.block_k);
+    };
+    full_end = columns(g.high(first), 0);
+    end = ranges ? columns(g.high(last), g.block_k - 1) : static_cast<int>(nk);
+  }
+  __device__ bool chooses(int c) const {
+    return c < first_columns || whole || (c <= diagonal && (c > near || (on_diagonal && c == diagonal)));
+  }
+};
+
+/// N flags of one access; 0 where there is no source.
+template <int N>
+__device__ uint32_t flags_at(const uint8_t* from, int64_t at) {
+  if (!from) return 0;
+  if constexpr (N == 4) return *reinterpret_cast<const uint32_t*>(from + at);
+  return from[at];
+}
+
+/// A warp a row, N neighbouring columns a lane.
+template <int N>
 __global__ void __launch_bounds__(kThreads)
     lists_kernel(BlockGeometry geometry, ListSources source, ListOutput full, ListOutput partial,
                  int32_t* selected, Divisor nq, int64_t nk, int64_t rows) {
-  using Scan = cub::BlockScan<unsigned long long, kThreads>;
-  __shared__ typename Scan::TempStorage storage;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const int64_t group = nq.of(row), r = row - group * nq.n, diagonal = geometry.diagonal(r);
-    unsigned long long found = 0;  // partial << 32 | full, of the chunks done
-    for (int64_t base = 0; base < nk; base += kChunk) {
-      unsigned long long own[kItems], start[kItems], chunk;
+  const int lane = static_cast<int>(threadIdx.x % 32), columns = static_cast<int>(nk);
+  const unsigned lower = (1u << lane) - 1u;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
+  for (int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32; row < rows;
+       row += step) {
+    const int64_t group = nq.of(row), r = row - group * nq.n;
+    const ListRow own(geometry, source, r, nq.n, nk);
+    int found_full = 0, found_partial = 0;
+    for (int base = 0; base < columns && (selected || base < own.end); base += 32 * N) {
+      const int c0 = base + lane * N;
+      uint32_t flags = 0;
+      if (c0 < own.end)
+        flags = flags_at<N>(source.bitmap, row * nk + c0) | flags_at<N>(source.also, r * nk + c0) |
+                flags_at<N>(source.columns, group * nk + c0);
+      int kind[N];
+      unsigned votes_full[N], votes_partial[N];
+      int before_full = found_full, before_partial = found_partial;
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int64_t c = base + static_cast<int64_t>(threadIdx.x) * kItems + i;
-        own[i] = 0;
-        if (c >= nk) continue;
-        bool chosen = c < source.first_columns || r >= nq.n - source.last_rows ||
-                      (source.diagonal && c == diagonal) || (c <= diagonal && c > diagonal - source.window);
-        chosen = chosen || (source.bitmap && source.bitmap[row * nk + c]) ||
-                 (source.also && source.also[r * nk + c]) ||
-                 (source.columns && source.columns[group * nk + c]) ||
-                 (source.diagonals && c <= r && r - c < nk && source.diagonals[group * nk + r - c]);
-        const int kind = chosen ? geometry.classify(r, c) : BlockGeometry::none;
-        if (selected) selected[row * nk + c] = kind != BlockGeometry::none;
-        own[i] = kind == BlockGeometry::full ? 1ull : kind == BlockGeometry::partial ? 1ull << 32 : 0ull;
+      for (int i = 0; i < N; ++i) {
+        const int c = c0 + i;
+        bool chosen = c < own.end && ((flags >> (8 * i) & 255u) != 0 || own.chooses(c));
+        if (source.diagonals && !chosen && c < own.end && c <= r && r - c < nk)
+          chosen = source.diagonals[group * nk + r - c] != 0;
+        kind[i] = BlockGeometry::none;
+        if (chosen)
+          kind[i] = !own.ranges        ? geometry.classify(r, c)
+                    : c < own.full_end ? BlockGeometry::full
+                                       : BlockGeometry::partial;
+        votes_full[i] = __ballot_sync(0xffffffffu, kind[i] == BlockGeometry::full);
+        votes_partial[i] = __ballot_sync(0xffffffffu, kind[i] == BlockGeometry::partial);
+        before_full += __popc(votes_full[i] & lower), before_partial += __popc(votes_partial[i] & lower);
+        found_full += __popc(votes_full[i]), found_partial += __popc(votes_partial[i]);
       }
-      Scan(storage).ExclusiveSum(own, start, chunk);
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        if (own[i] == 0) continue;
-        const unsigned long long at = found + start[i];
-        const bool to_full = own[i] == 1ull;
+      for (int i = 0; i < N; ++i) {
+        if (kind[i] == BlockGeometry::none) continue;
+        const bool to_full = kind[i] == BlockGeometry::full;
         const ListOutput& list = to_full ? full : partial;
-        const int64_t slot = static_cast<int64_t>(to_full ? at & 0xffffffffull : at >> 32);
-        if (slot < list.capacity)
-          list.index[row * list.capacity + slot] =
-              static_cast<int32_t>(base + static_cast<int64_t>(threadIdx.x) * kItems + i);
+        const int slot = to_full ? before_full++ : before_partial++;
+        if (slot < list.capacity) list.index[row * list.capacity + slot] = c0 + i;
       }
-      found += chunk;
-      __syncthreads();
+      if (!selected || c0 >= columns) continue;
+      if constexpr (N == 4)
+        *reinterpret_cast<int4*>(selected + row * nk + c0) =
+            make_int4(kind[0] != 0, kind[1] != 0, kind[2] != 0, kind[3] != 0);
+      else
+        selected[row * nk + c0] = kind[0] != BlockGeometry::none;
     }
-    if (threadIdx.x == 0) {
+    if (lane == 0) {
       full.begin[row] = static_cast<int32_t>(row * full.capacity);
-      full.count[row] = static_cast<int32_t>(min(static_cast<int64_t>(found & 0xffffffffull), full.capacity));
+      full.count[row] = static_cast<int32_t>(min(static_cast<int64_t>(found_full), full.capacity));
       if (partial.begin) {
         partial.begin[row] = static_cast<int32_t>(row * partial.capacity);
-        partial.count[row] = static_cast<int32_t>(min(static_cast<int64_t>(found >> 32), partial.capacity));
+        partial.count[row] = static_cast<int32_t>(min(static_cast<int64_t>(found_partial), partial.capacity));
       }
     }
   }
@@ -580,6 +613,8 @@ void CudaBackend::top_k(Context& ctx, const TopKArgs& args) {
     const unsigned grid = grid_for(ctx, rows * 32, kThreads);
     if (m <= 256)
       top_k_bits_kernel<8><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
+    else if (m <= 512)
+      top_k_bits_kernel<16><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
     else if (m <= 1024)
       top_k_bits_kernel<32><<<grid, kThreads, 0, stream>>>(x, xs, visible, out, rows);
     else
@@ -699,9 +734,20 @@ void CudaBackend::build_block_lists(Context& ctx, const BlockListsArgs& args) {
   };
   const ListSources source{u8(args.bitmap), u8(args.also), u8(args.columns),   u8(args.diagonals),
                            args.diagonal,   args.window,   args.first_columns, args.last_rows};
-  lists_kernel<<<grid_for(ctx, rows * kThreads, kThreads), kThreads, 0, stream_of(ctx)>>>(
-      BlockGeometry(args.rule, args.n, args.m, args.block_q, args.block_k), source, list(args.full),
-      list(args.partial), args.selected ? args.selected.data<int32_t>() : nullptr, Divisor(nq), nk, rows);
+  const auto run = [&](auto kernel) {
+    kernel<<<grid_for(ctx, rows * 32, kThreads), kThreads, 0, stream_of(ctx)>>>(
+        BlockGeometry(args.rule, args.n, args.m, args.block_q, args.block_k), source, list(args.full),
+        list(args.partial), args.selected ? args.selected.data<int32_t>() : nullptr, Divisor(nq), nk, rows);
+  };
+  const auto aligned = [nk](const void* p, uintptr_t bytes) {
+    return nk % 4 == 0 && reinterpret_cast<uintptr_t>(p) % bytes == 0;
+  };
+  const void* selected = args.selected ? args.selected.raw() : nullptr;
+  if (aligned(source.bitmap, 4) && aligned(source.also, 4) && aligned(source.columns, 4) &&
+      aligned(selected, 16))
+    run(lists_kernel<4>);
+  else
+    run(lists_kernel<1>);
   CUDA_CHECK_LAUNCH();
 }
 

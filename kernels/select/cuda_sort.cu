@@ -1,4 +1,4 @@
-// Sorting on CUDA: whole rows in one block where they fit, by CUB's radix sorts beyond; argsort, top_p and
+// Sorting on CUDA: whole rows in one block where they fit, by CUB's radix sorts beyond; argsort and
 // the token scatter, which need sorted rows. All of it is stable and can be captured: CUB's segmented sort
 // for mixed lengths is not used, as it waits for the host.
 #include <cub/block/block_radix_sort.cuh>
@@ -206,95 +206,6 @@ void argsort_as(Context& ctx, const ArgsortArgs& args) {
   CUDA_CHECK_LAUNCH();
 }
 
-// ---- top_p ------------------------------------------------------------------------------------------------
-
-struct TopPRule {
-  double p;
-  bool share, inclusive, diagonal;
-  int64_t lag, min_keep, forced_first;
-
-  __device__ bool forced(int64_t j, int64_t diagonal_column) const {
-    return j < forced_first || (diagonal && j == diagonal_column);
-  }
-  __device__ bool goes_on(double s, double reach) const { return inclusive ? s <= reach : s < reach; }
-  /// The r-th column is the first one dropped when r > min_keep, r >= lag and S_{r - lag} does not go on; the
-  /// first S that may decide so.
-  __device__ int64_t first_decisive() const {
-    return max(lag == 0 ? int64_t{1} : int64_t{0}, min_keep + 1 - lag);
-  }
-};
-
-/// Columns that compete, best first; forced and invisible ones last.
-__global__ void __launch_bounds__(kThreads)
-    top_p_keys_kernel(const float* x, DeviceRows xs, DeviceVisible visible, TopPRule rule, uint32_t* keys,
-                      Divisor m, int64_t count) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
-    const int64_t row = m.of(i), j = i - row * m.n;
-    const bool competes = j < visible.end(row) && !rule.forced(j, visible.query(row) + visible.offset);
-    // No score but the smallest-mode NaN maps to the last key: ~order of -inf is 0xff800000.
-    keys[i] = competes ? ~order_of(x[xs.offset(row) + j]) : 0xffffffffu;
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    top_p_kernel(const float* x, DeviceRows xs, DeviceVisible visible, TopPRule rule, const int32_t* columns,
-                 int64_t rows, int32_t* count, uint8_t* flag, DeviceRows flags) {
-  using Scan = cub::BlockScan<double, kThreads>;
-  __shared__ typename Scan::TempStorage storage;
-  __shared__ unsigned long long first_dropped;
-  const int64_t m = visible.m;
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-    const float* from = x + xs.offset(row);
-    const int32_t* order = columns + row * m;
-    uint8_t* to = flag ? flag + flags.offset(row) : nullptr;
-    const int64_t seen = visible.end(row), diagonal = visible.query(row) + visible.offset;
-    double total = 0, sum = 0, forced = 0;
-    for (int64_t j = threadIdx.x; j < m; j += kThreads) {
-      const bool is_forced = j < seen && rule.forced(j, diagonal);
-      if (to) to[j] = is_forced;
-      if (j >= seen) continue;
-      const double v = static_cast<double>(from[j]);
-      total += v;
-      if (is_forced) sum += v, forced += 1;
-    }
-    total = block_reduce<kThreads>(total, Add{});
-    sum = block_reduce<kThreads>(sum, Add{});
-    const int64_t forced_count = static_cast<int64_t>(block_reduce<kThreads>(forced, Add{}));
-    const int64_t others = seen - forced_count;
-    const double reach = rule.share ? rule.p * total : rule.p;
-    const int64_t first = rule.first_decisive();
-    if (threadIdx.x == 0)
-      first_dropped = first == 0 && !rule.goes_on(sum, reach) ? static_cast<unsigned long long>(rule.lag)
-                                                              : static_cast<unsigned long long>(others + 1);
-    __syncthreads();
-    // S_q of the q-th column of each chunk; the first that does not go on ends the row.
-    for (int64_t base = 0; base < others && first_dropped > static_cast<unsigned long long>(base);
-         base += kChunk) {
-      double v[kItems], chunk;
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int64_t at = base + static_cast<int64_t>(threadIdx.x) * kItems + i;
-        v[i] = at < others ? static_cast<double>(from[order[at]]) : 0.0;
-      }
-      Scan(storage).InclusiveSum(v, v, chunk);
-#pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int64_t q = base + static_cast<int64_t>(threadIdx.x) * kItems + i + 1;
-        if (q <= others && q >= first && !rule.goes_on(sum + v[i], reach))
-          atomicMin(&first_dropped, static_cast<unsigned long long>(q + rule.lag));
-      }
-      sum += chunk;
-      __syncthreads();
-    }
-    const int64_t kept = min(others, max(static_cast<int64_t>(first_dropped) - 1, int64_t{0}));
-    if (to)
-      for (int64_t p = threadIdx.x; p < kept; p += kThreads) to[order[p]] = 1;
-    if (count && threadIdx.x == 0) count[row] = static_cast<int32_t>(forced_count + kept);
-    __syncthreads();
-  }
-}
-
 // ---- scatter_tokens ---------------------------------------------------------------------------------------
 
 /// Targets as keys; what is no token comes last.
@@ -375,27 +286,6 @@ void CudaBackend::argsort(Context& ctx, const ArgsortArgs& args) {
     argsort_as<float>(ctx, args);
   else
     argsort_as<int32_t>(ctx, args);
-}
-
-void CudaBackend::top_p(Context& ctx, const TopPArgs& args) {
-  const int64_t m = args.x.dim(-1), all = DeviceRows(args.x, 1).count;
-  const TopPRule rule{args.p,   args.share,    args.inclusive,   args.forced_diagonal,
-                      args.lag, args.min_keep, args.forced_first};
-  const Tensor keys = ctx.allocate(DType::i32, {all * m}), columns = ctx.allocate(DType::i32, {all * m});
-  auto* key = static_cast<uint32_t*>(keys.raw());
-  const DeviceRows xs(args.x, 1);
-  const DeviceVisible visible(args.x, args.visible);
-  if (m > 0) {
-    top_p_keys_kernel<<<grid_for(ctx, all * m, kThreads), kThreads, 0, stream_of(ctx)>>>(
-        args.x.data<float>(), xs, visible, rule, key, Divisor(m), all * m);
-    CUDA_CHECK_LAUNCH();
-    sort_rows(ctx, key, all, m, nullptr, columns.data<int32_t>());
-  }
-  top_p_kernel<<<grid_for(ctx, all * kThreads, kThreads), kThreads, 0, stream_of(ctx)>>>(
-      args.x.data<float>(), xs, visible, rule, columns.data<int32_t>(), all,
-      args.count ? args.count.data<int32_t>() : nullptr, args.flag ? args.flag.data<uint8_t>() : nullptr,
-      args.flag ? DeviceRows(args.flag, 1) : DeviceRows());
-  CUDA_CHECK_LAUNCH();
 }
 
 void CudaBackend::scatter_tokens(Context& ctx, const ScatterTokensArgs& args) {

@@ -44,6 +44,44 @@ struct DeviceVisible {
   }
 };
 
+/// Where a set of best columns ends: it holds the keys below `key` and, of those equal to it, the first
+/// `ties` in column order.
+struct Cut {
+  uint32_t key;
+  int ties;
+
+  /// Whether a lane's key is in the set, for 32 neighbouring columns at a time in ascending order; `lower`:
+  /// mask of the lanes before, `met`: keys equal to the cut so far. All lanes of the warp call it.
+  __device__ bool takes(uint32_t own, bool visible, unsigned lower, int& met) const {
+    const bool tie = visible && own == key;
+    const unsigned tied = __ballot_sync(0xffffffffu, tie);
+    const bool chosen = visible && (own < key || (tie && met + __popc(tied & lower) < ties));
+    met += __popc(tied);
+    return chosen;
+  }
+};
+
+/// The cut behind the `want` smallest of a warp's keys; lane l holds those of the columns l, l + 32, ..., of
+/// which `seen` are visible; the others are 0xffffffff. Bit by bit from the highest; done as soon as all keys
+/// that begin alike are wanted, which distinct keys reach long before the last bit.
+template <int kPer>
+__device__ Cut best_of(const uint32_t (&key)[kPer], int want, int seen) {
+  if (want <= 0) return {0, 0};
+  if (want >= seen) return {0xffffffffu, seen};
+  uint32_t prefix = 0;
+  int need = want;  // of the keys that begin with the prefix
+  for (int bit = 31; bit >= 0; --bit) {
+    const uint32_t begin = prefix >> bit;  // ends in 0: the keys behind the row, all ones, never match
+    int own = 0;
+#pragma unroll
+    for (int i = 0; i < kPer; ++i) own += key[i] >> bit == begin;
+    const int matching = __reduce_add_sync(0xffffffffu, own);
+    if (need == matching) return {prefix + (1u << bit), 0};
+    if (need > matching) need -= matching, prefix |= 1u << bit;
+  }
+  return {prefix, need};
+}
+
 /// Sorts each of `rows` rows of m keys, stable: the sorted keys (optional) and the column each came from.
 /// m < 2^31.
 void sort_rows(Context& ctx, uint32_t* keys, int64_t rows, int64_t m, uint32_t* sorted, int32_t* columns);
