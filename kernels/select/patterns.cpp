@@ -28,23 +28,55 @@ void check_contiguous(const ArgumentCheck& check, const char* name, const Tensor
 
 void line_sums(Context& ctx, const LineSumsArgs& args) {
   const ArgumentCheck check(ctx, "line_sums");
-  check.present({{"x", args.x}, {"vertical", args.vertical}, {"slash", args.slash}});
-  check.rank({"x", args.x}, 2, Shape::kMaxRank);
-  check.dtype({"x", args.x}, {DType::f32});
-  check.packed({"x", args.x});
-  const Shape lines = extended(head_of(args.x.shape(), 2), {args.x.dim(-1)});
+  check.present({{"vertical", args.vertical}, {"slash", args.slash}});
+  Shape lines;
+  Cost cost;
+  int64_t rows = 0;
+  if (args.x) {
+    check.present({{"x", args.x}});
+    if (args.q || args.k) check.fail("'x' and 'q' or 'k' are given; the map is either x or made of q and k");
+    check.rank({"x", args.x}, 2, Shape::kMaxRank);
+    check.dtype({"x", args.x}, {DType::f32});
+    check.packed({"x", args.x});
+    lines = extended(head_of(args.x.shape(), 2), {args.x.dim(-1)});
+    rows = args.x.dim(-2);
+    cost.bytes_read = args.x.nbytes();
+  } else {
+    check.present({{"q", args.q}, {"k", args.k}});
+    check.rank({"q", args.q}, 4, 4);
+    check.rank({"k", args.k}, 4, 4);
+    check.dtype({"q", args.q}, {DType::f32, DType::bf16, DType::f16});
+    check.same_dtype({"q", args.q}, {"k", args.k});
+    check.packed({"q", args.q});
+    check.packed({"k", args.k});
+    const int64_t heads = args.q.dim(1), kv = args.k.dim(1), n = args.k.dim(2);
+    if (args.q.dim(0) != args.k.dim(0) || args.q.dim(3) != args.k.dim(3) || kv < 1 || heads % kv != 0)
+      check.fail("'q' " + args.q.shape().str() + " and 'k' " + args.k.shape().str() +
+                 " differ in batch or channels, or the heads of 'q' are no multiple of those of 'k'");
+    rows = args.q.dim(2);
+    if (rows > n)
+      check.fail("'q' has " + std::to_string(rows) + " rows, more than the " + std::to_string(n) + " of 'k'");
+    lines = Shape{args.q.dim(0), heads, n};
+    const int64_t map = lines.numel() * rows;
+    cost.matmul = 2 * map * args.q.dim(3);
+    cost.special = map;
+    cost.elementwise = 4 * map;
+    cost.bytes_read = args.q.nbytes() + args.k.nbytes();
+  }
   const auto output = [&](const char* name, const Tensor& t) {
     check.dtype({name, t}, {DType::f32});
     check.shape({name, t}, lines);
     check_contiguous(check, name, t);
-    check.disjoint({"x", args.x}, {name, t});
+    for (const auto& [source, from] :
+         {std::pair<const char*, const Tensor&>{"x", args.x}, {"q", args.q}, {"k", args.k}})
+      if (from) check.disjoint({source, from}, {name, t});
   };
   output("vertical", args.vertical);
   output("slash", args.slash);
-  if (args.x.dim(-2) < 1) check.fail("x " + args.x.shape().str() + " has no rows to average");
-  Cost cost;
-  cost.elementwise = 2 * args.x.numel();
-  cost.bytes_read = args.x.nbytes();
+  if (rows < 1)
+    check.fail("'" + std::string(args.x ? "x" : "q") + "' " + (args.x ? args.x : args.q).shape().str() +
+               " has no rows to average");
+  cost.elementwise += 2 * lines.numel() * rows;
   cost.bytes_written = args.vertical.nbytes() + args.slash.nbytes();
   ctx.cost().charge(cost);
   if (lines.numel() > 0) ctx.backend().line_sums(ctx, args);
@@ -65,8 +97,10 @@ void cell_sums(Context& ctx, const CellSumsArgs& args) {
   check.packed({"x", args.x});
   check.packed({"y", args.y});
   check.disjoint({"x", args.x}, {"y", args.y});
+  if (args.causal && !args.softmax) check.fail("causal is set without softmax; causal_cells cuts sums");
   Cost cost;
-  cost.elementwise = args.x.numel();
+  cost.elementwise = (args.softmax ? 5 : 1) * args.x.numel();
+  cost.special = args.softmax ? args.x.numel() : 0;
   cost.bytes_read = args.x.nbytes();
   cost.bytes_written = args.y.nbytes();
   ctx.cost().charge(cost);

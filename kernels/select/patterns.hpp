@@ -11,19 +11,30 @@ namespace attnbench {
 ///   vertical[..., j] = (1 / R) sum_i x[..., i, j]
 ///   slash[..., c]    = (1 / R) sum_i x[..., i, c - (R - 1) + i], columns below 0 counting as 0
 /// both f32 [..., N], contiguous; entry N - 1 of slash is the main diagonal when row R - 1 belongs to token N
-/// - 1. Cost: elementwise 2 R N a map.
+/// - 1. Without x the map is the causal attention of the last R of N queries, x = softmax(scale q k^T) with
+/// row i seeing j <= N - R + i, and CUDA never stores it: q [B, H, R, D], k [B, Hkv, N, D] of one dtype, D
+/// packed, H a multiple of Hkv, R <= N; vertical and slash [B, H, N]; probabilities f32, of which CUDA sums
+/// up to 16 in f32. Cost: elementwise 2 R N a map; without x also matmul 2 R N D, special R N and
+/// elementwise 4 R N, as if every score were computed once (CUDA computes them twice), and of the bytes no
+/// map.
 struct LineSumsArgs {
   Tensor x, vertical, slash;
+  Tensor q = {}, k = {};
+  float scale = 1.0f;
 };
 void line_sums(Context& ctx, const LineSumsArgs& args);
 
 /// Sums over cells of rows x columns, the last ones short: x f32 [..., R, C] -> y f32 [..., ceil(R / rows),
 /// ceil(C / columns)], both with packed rows. With `causal_cells`, cells above the diagonal of cells get 0
-/// and are not read. Cost: elementwise R C a map.
+/// and are not read. With `softmax` the sums are those of the rows' softmax, causal or not as in SoftmaxArgs,
+/// and x holds nothing of use afterwards. Cost: elementwise R C a map; softmax: elementwise 4 R C and special
+/// R C more.
 struct CellSumsArgs {
   Tensor x, y;
   int64_t rows = 1, columns = 1;
   bool causal_cells = false;
+  bool softmax = false, causal = false;
+  int64_t causal_offset = 0;
 };
 void cell_sums(Context& ctx, const CellSumsArgs& args);
 

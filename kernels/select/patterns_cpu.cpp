@@ -5,7 +5,7 @@
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/core/parallel.hpp"
 #include "kernels/core/rows.hpp"
-#include "kernels/select/patterns.hpp"
+#include "kernels/select/pattern_steps.hpp"
 
 namespace attnbench {
 
@@ -22,6 +22,7 @@ bool is_set(const Tensor& t, int64_t i) {
 }  // namespace
 
 void CpuBackend::line_sums(Context& ctx, const LineSumsArgs& args) {
+  if (!args.x) return line_sums_in_steps(ctx, args);
   const RowOffsets maps(args.x, 2);
   const int64_t rows = args.x.dim(-2), n = args.x.dim(-1), stride = args.x.stride(-2);
   const float* x = args.x.data<float>();
@@ -56,6 +57,7 @@ void CpuBackend::line_sums(Context& ctx, const LineSumsArgs& args) {
 }
 
 void CpuBackend::cell_sums(Context& ctx, const CellSumsArgs& args) {
+  if (args.softmax) return cell_sums_in_steps(ctx, args);
   const RowOffsets maps(args.x, 2), rows_of_y(args.y, 1);
   const int64_t rows = args.x.dim(-2), columns = args.x.dim(-1), stride = args.x.stride(-2);
   const int64_t down = args.y.dim(-2), across = args.y.dim(-1);

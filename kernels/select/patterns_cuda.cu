@@ -1,7 +1,9 @@
 // Line and cell sums, distances, counts and corrections on CUDA: one thread an output where neighbours read
 // neighbours, a block a row where a row is reduced. Sums in the CPU's order, except js_distance.
 #include "kernels/core/cuda_kernel.cuh"
-#include "kernels/select/patterns.hpp"
+#include "kernels/select/cells_cuda.cuh"
+#include "kernels/select/pattern_steps.hpp"
+#include "kernels/select/probe_cuda.cuh"
 
 namespace attnbench {
 namespace {
@@ -123,6 +125,10 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void CudaBackend::line_sums(Context& ctx, const LineSumsArgs& args) {
+  if (!args.x) {
+    if (!select::probe_lines(ctx, args)) line_sums_in_steps(ctx, args);
+    return;
+  }
   const int64_t count = args.vertical.numel();
   line_sums_kernel<<<grid_for(ctx, count, kThreads), kThreads, 0, stream_of(ctx)>>>(
       args.x.data<float>(), DeviceRows(args.x, 2), args.x.dim(-2), Divisor(args.x.dim(-1)), args.x.stride(-2),
@@ -131,6 +137,10 @@ void CudaBackend::line_sums(Context& ctx, const LineSumsArgs& args) {
 }
 
 void CudaBackend::cell_sums(Context& ctx, const CellSumsArgs& args) {
+  if (args.softmax) {
+    if (!select::softmax_cells(ctx, args)) cell_sums_in_steps(ctx, args);
+    return;
+  }
   const int64_t count = args.y.numel();
   cell_sums_kernel<<<grid_for(ctx, count, kThreads), kThreads, 0, stream_of(ctx)>>>(
       args.x.data<float>(), DeviceRows(args.x, 2), args.x.dim(-2), args.x.dim(-1), args.x.stride(-2),

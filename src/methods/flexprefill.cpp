@@ -15,10 +15,6 @@
 namespace attnbench {
 namespace {
 
-/// Probe rows of all heads at once would take 4 b N bytes a head (2 GiB for 32 heads at N = 128K); key heads
-/// are taken together as far as this many bytes go.
-constexpr int64_t kProbeBytes = int64_t{512} << 20;
-
 MethodInfo describe() {
   using Type = ParamSpec::Type;
   MethodInfo m;
@@ -222,10 +218,10 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
       while ((int64_t{1} << bits) < x) ++bits;
       return bits;
     };
+    // Line sums of the probe, whose map is never stored.
     s.c.matmul += 2 * maps * R * N * d;
-    s.bytes(element * maps * (R + N) * d, 4 * maps * R * N);
-    s.softmax(maps * R * N);
-    s.work(2 * maps * R * N, 4 * maps * R * N, 8 * maps * N);      // lines
+    s.c.special += maps * R * N;
+    s.work(6 * maps * R * N, element * (maps * R + kv_maps * N) * d, 8 * maps * N);
     s.work(2 * maps * N * (log2(N) + 1), 8 * maps * N, 8 * maps);  // covers
     s.pool(2 * maps * N, 4, 2 * maps * n);
     s.pool(maps * R * d, element, maps * d);
@@ -290,28 +286,16 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
   void probe(Context& ctx) {
     const auto stage = ctx.stage("probe");
     const HeadsForm& f = form_;
-    const int64_t kv = key_heads(), group = key_group(), N = f.keys, R = probe_rows_;
-    vertical_ = ctx.allocate(DType::f32, {f.batch, kv, group, N});
-    slash_ = ctx.allocate(DType::f32, {f.batch, kv, group, N});
+    const int64_t N = f.keys, R = probe_rows_;
+    vertical_ = ctx.allocate(DType::f32, {f.batch, f.heads, N});
+    slash_ = ctx.allocate(DType::f32, {f.batch, f.heads, N});
     const Tensor rows = query_.slice(2, N - R, N);
     probe_mean_ = pooled(ctx, rows, R, PoolTokensArgs::Kind::mean);  // [B, H, 1, D]
-    const int64_t together = std::clamp<int64_t>(kProbeBytes / (4 * group * R * N), 1, kv);
-    for (int64_t b = 0; b < f.batch; ++b)
-      for (int64_t first = 0; first < kv; first += together) {
-        const int64_t last = std::min(kv, first + together);
-        const Tensor qb = rows.select(0, b), kb = key_.select(0, b).slice(0, first, last);
-        GemmArgs a;
-        a.a = qb.strided({last - first, group, R, f.head_dim},
-                         {group * qb.stride(0), qb.stride(0), qb.stride(1), 1}, first * group * qb.stride(0));
-        a.b = repeated(kb, 1, group);
-        a.b_transposed = true;
-        a.c = ctx.allocate(DType::f32, {last - first, group, R, N});
-        a.alpha = probe_scale();
-        gemm(ctx, a);
-        softmax(ctx, {a.c, a.c, true, N - R});
-        line_sums(ctx, {a.c, vertical_.select(0, b).slice(0, first, last),
-                        slash_.select(0, b).slice(0, first, last)});
-      }
+    LineSumsArgs a;
+    a.q = rows, a.k = key_;
+    a.scale = probe_scale();
+    a.vertical = vertical_, a.slash = slash_;
+    line_sums(ctx, a);
   }
 
   /// Entry `at` of every row becomes +inf.
@@ -331,7 +315,7 @@ class FlexPrefillInstance final : public BlockSelectionInstance {
     const Shape heads{f.batch, f.heads}, lines{f.batch, f.heads, n};
     const auto cover = [&](const Tensor& x) {
       TopPArgs a;
-      a.x = x.reshape({f.batch, f.heads, N});
+      a.x = x;
       a.count = ctx.allocate(DType::i32, heads);
       a.p = gamma_;
       a.lag = 0;

@@ -9,14 +9,13 @@
 #include "kernels/elementwise/pointwise.hpp"
 #include "kernels/gemm/gemm.hpp"
 #include "kernels/select/patterns.hpp"
-#include "kernels/softmax/softmax.hpp"
 #include "methods/attention_rows.hpp"
 #include "methods/block_selection.hpp"
 
 namespace attnbench {
 namespace {
 
-/// Bytes of stride scores that exist at a time: they are written once and read three times, and this much of
+/// Bytes of stride scores that exist at a time: they are written once and read once, and this much of
 /// them stays in a GPU's second-level cache. Less of what lies beyond the diagonal is computed, too.
 constexpr int64_t kScoreBytes = int64_t{32} << 20;
 
@@ -562,9 +561,10 @@ class FluxInstance final : public BlockSelectionInstance {
           a.alpha = static_cast<float>(
               1.0 / (std::sqrt(static_cast<double>(f.head_dim)) * static_cast<double>(stride_)));
           gemm(ctx, a);
-          softmax(ctx, {a.c, a.c, true, r0});
           CellSumsArgs s;
           s.x = a.c;
+          s.softmax = s.causal = true;
+          s.causal_offset = r0;
           s.rows = s.columns = cell;
           s.y = mass.select(0, b)
                     .slice(0, kv * group, (kv + 1) * group)

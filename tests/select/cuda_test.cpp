@@ -145,14 +145,15 @@ TEST_CASE("CUDA top_p keeps what the CPU keeps") {
       const Twin x = s.upload(mass);
       const Twin count = s.poisoned(DType::i32, {2, rows}), flag = s.poisoned(DType::u8, {2, rows, m});
       const Twin limit = integers(s, DType::i32, {2, rows}, -1, m + 1);
-      for (int variant = 0; variant < 3; ++variant) {
+      for (int variant = 0; variant < 4; ++variant) {
         const auto args = [&](bool device) {
           const auto side = [&](const Twin& t) { return device ? t.device : t.host; };
           TopPArgs a;
           a.x = side(x), a.count = side(count), a.flag = side(flag);
           a.p = p, a.lag = lag, a.inclusive = inclusive, a.share = share;
-          if (variant > 0) a.visible.limit = side(limit), a.min_keep = 2;
-          if (variant > 1) {
+          if (variant > 0) a.visible.limit = side(limit);
+          if (variant > 1) a.min_keep = 2;
+          if (variant > 2) {
             a.visible.causal = true, a.visible.offset = m - rows;
             a.forced_first = 1, a.forced_diagonal = true;
           }
@@ -163,9 +164,106 @@ TEST_CASE("CUDA top_p keeps what the CPU keeps") {
         INFO("m " << m << " p " << p << " variant " << variant);
         check_same(s, count, "count");
         check_same(s, flag, "flag");
-        if (m == 1500 && variant == 2) s.check_graph([&] { top_p(s.device, args(true)); }, {count, flag});
+        if ((m == 1500 && variant == 3) || (m == 90000 && variant == 1))
+          s.check_graph([&] { top_p(s.device, args(true)); }, {count, flag});
       }
     }
+}
+
+TEST_CASE("CUDA top_p among few distinct, negative and infinite scores") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const int64_t lag = GENERATE(0, 1, 2), min_keep = GENERATE(0, 1, 5);
+  Sides s(*gpu, 921);
+  for (int64_t m : {2, 33, 300, 2048, 9000, 20000})
+    for (int64_t low : {-3, 0, 1})
+      for (double p : {-2.0, 0.0, 7.0, 1500.0}) {
+        const Tensor mass = s.host.allocate(DType::f32, {5, m});
+        // Halves: sums are exact in any order, and most scores are equal to many others.
+        each(mass, [&](int64_t o) { put(mass, o, static_cast<double>(s.r.integer(low, 3)) * 0.5); });
+        if (low == 0) put(mass, m + 1, std::numeric_limits<double>::infinity());
+        if (low == 0) put(mass, 2 * m + 1, std::numeric_limits<double>::quiet_NaN());
+        const Twin x = s.upload(mass), count = s.poisoned(DType::i32, {5}),
+                   flag = s.poisoned(DType::u8, {5, m});
+        for (bool inclusive : {false, true}) {
+          const auto run = [&](Context& ctx, const Tensor& from, const Tensor& number, const Tensor& flags) {
+            TopPArgs a;
+            a.x = from, a.count = number, a.flag = flags;
+            a.p = p, a.lag = lag, a.min_keep = min_keep, a.inclusive = inclusive;
+            top_p(ctx, a);
+          };
+          run(s.host, x.host, count.host, flag.host);
+          run(s.device, x.device, count.device, flag.device);
+          INFO("m " << m << " low " << low << " p " << p << " inclusive " << inclusive);
+          check_same(s, count, "count");
+          check_same(s, flag, "flag");
+        }
+      }
+}
+
+TEST_CASE("CUDA line_sums of a probe's map that is not stored") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  const auto type = GENERATE(DType::f32, DType::bf16, DType::f16);
+  Sides s(*gpu, 922);
+  struct Case {
+    int64_t rows, n, d, heads, kv;
+  };
+  for (const Case& c : {Case{1, 1, 16, 1, 1},
+                        {5, 9, 32, 2, 1},
+                        {128, 128, 64, 2, 2},
+                        {128, 1000, 128, 4, 2},
+                        {100, 1029, 64, 2, 1},
+                        {128, 70001, 128, 2, 1},
+                        {64, 4096, 16, 6, 2},
+                        {128, 2300, 80, 2, 2},
+                        {200, 900, 64, 2, 1}}) {
+    const auto heads_first = [](const Tensor& t) { return t.transpose(1, 2); };
+    const Twin q = s.random(type, {2, c.rows, c.heads, c.d}, -3, 3).view(heads_first),
+               k = s.random(type, {2, c.n, c.kv, c.d}, -3, 3).view(heads_first);
+    const Twin v = s.poisoned(DType::f32, {2, c.heads, c.n}), l = s.poisoned(DType::f32, {2, c.heads, c.n});
+    const auto run = [&](Context& ctx, bool device) {
+      LineSumsArgs a;
+      a.q = device ? q.device : q.host, a.k = device ? k.device : k.host;
+      a.vertical = device ? v.device : v.host, a.slash = device ? l.device : l.host;
+      a.scale = 0.1f;
+      line_sums(ctx, a);
+    };
+    run(s.host, false);
+    run(s.device, true);
+    INFO("rows " << c.rows << " n " << c.n << " d " << c.d << " " << name(type));
+    // Scores err by D epsilon of their terms; exponentials turn that into relative errors.
+    const double bound = 16 * std::sqrt(static_cast<double>(c.d)) * epsilon_of(DType::f32);
+    check_norm(s.fetch(v), values(v.host), bound);
+    check_norm(s.fetch(l), values(l.host), bound);
+    if (c.n == 1029) s.check_graph([&] { run(s.device, true); }, {v, l});
+  }
+}
+
+TEST_CASE("CUDA cell_sums of a softmax") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  Sides s(*gpu, 923);
+  for (const auto& [rows, columns] :
+       {std::pair<int64_t, int64_t>{1, 4}, {3, 4}, {64, 64}, {70, 1000}, {33, 8192}})
+    for (int64_t width : {1, 4, 8, 16, 32, 300})
+      for (int64_t cell_rows : {1, 8, 16})
+        for (int64_t offset : {int64_t{-2}, int64_t{0}, columns - rows, columns}) {
+          const Tensor scores = testing::random(s.host, DType::f32, {2, 2, rows, columns}, s.r, -20, 20);
+          const Twin y = s.poisoned(
+              DType::f32, {2, 2, (rows + cell_rows - 1) / cell_rows, (columns + width - 1) / width});
+          CellSumsArgs a;
+          a.rows = cell_rows, a.columns = width, a.softmax = true;
+          a.causal = offset != columns, a.causal_offset = offset;
+          const Twin x = s.upload(scores);
+          a.x = x.host, a.y = y.host;
+          cell_sums(s.host, a);
+          a.x = x.device, a.y = y.device;
+          cell_sums(s.device, a);
+          INFO("rows " << rows << " columns " << columns << " cells " << cell_rows << " x " << width
+                       << " offset " << offset);
+          check_norm(s.fetch(y), values(y.host), 16 * epsilon_of(DType::f32));
+        }
 }
 
 TEST_CASE("CUDA prefix_sum, compact_flags and compare_flags") {

@@ -72,6 +72,73 @@ TEST_CASE("cell_sums adds cells, short ones at the ends, and skips those above t
     }
 }
 
+TEST_CASE("line_sums of queries and keys are those of their causal softmax") {
+  Context ctx(cpu_backend(), GENERATE(1, 2));
+  const auto type = GENERATE(DType::f32, DType::bf16);
+  Random r(33);
+  for (const auto& [rows, n] : {std::pair<int64_t, int64_t>{1, 1}, {3, 3}, {4, 17}, {16, 150}}) {
+    const int64_t d = 8;
+    LineSumsArgs a;
+    // Token-major, two query heads for each of the two key heads.
+    a.q = random(ctx, type, {2, rows, 4, d}, r).transpose(1, 2);
+    a.k = random(ctx, type, {2, n, 2, d}, r).transpose(1, 2);
+    a.scale = 0.7f;
+    a.vertical = poisoned(ctx, DType::f32, {2, 4, n});
+    a.slash = poisoned(ctx, DType::f32, {2, 4, n});
+    line_sums(ctx, a);
+    const std::vector<double> q = values(a.q), k = values(a.k);
+    std::vector<double> vertical(static_cast<size_t>(8 * n)), slash(static_cast<size_t>(8 * n));
+    for (int64_t map = 0; map < 8; ++map)
+      for (int64_t i = 0; i < rows; ++i) {
+        std::vector<double> p(static_cast<size_t>(n - rows + i + 1));
+        double sum = 0;
+        for (size_t j = 0; j < p.size(); ++j) {
+          double dot = 0;
+          for (int64_t c = 0; c < d; ++c)
+            dot += q[static_cast<size_t>((map * rows + i) * d + c)] *
+                   k[static_cast<size_t>((map / 2 * n + static_cast<int64_t>(j)) * d + c)];
+          sum += p[j] = std::exp(static_cast<double>(a.scale) * dot);
+        }
+        for (size_t j = 0; j < p.size(); ++j) {
+          const auto column = static_cast<size_t>(map * n) + j;
+          vertical[column] += p[j] / sum / static_cast<double>(rows);
+          slash[column + static_cast<size_t>(rows - 1 - i)] += p[j] / sum / static_cast<double>(rows);
+        }
+      }
+    check_close(a.vertical, vertical, {1e-6});
+    check_close(a.slash, slash, {1e-6});
+  }
+  LineSumsArgs wrong;
+  wrong.q = ctx.allocate(DType::f32, {1, 1, 4, 8}), wrong.k = ctx.allocate(DType::f32, {1, 1, 3, 8});
+  wrong.vertical = wrong.slash = ctx.allocate(DType::f32, {1, 1, 3});
+  CHECK_THROWS_WITH(line_sums(ctx, wrong), ContainsSubstring("'q' has 4 rows, more than the 3 of 'k'"));
+}
+
+TEST_CASE("cell_sums of a softmax are the shares of each row, added up") {
+  Context ctx(cpu_backend(), 2);
+  Random r(34);
+  CellSumsArgs a;
+  const int64_t R = 10, C = 13;
+  a.x = random(ctx, DType::f32, {2, R, C}, r);
+  a.y = poisoned(ctx, DType::f32, {2, 4, 3});
+  a.rows = 3, a.columns = 5, a.softmax = a.causal = true, a.causal_offset = 1;
+  const std::vector<double> x = values(a.x);
+  std::vector<double> want(24, 0.0);
+  for (int64_t map = 0; map < 2; ++map)
+    for (int64_t i = 0; i < R; ++i) {
+      const double* row = x.data() + (map * R + i) * C;
+      const int64_t seen = std::min(C, i + 2);
+      double sum = 0;
+      for (int64_t j = 0; j < seen; ++j) sum += std::exp(row[j]);
+      for (int64_t j = 0; j < seen; ++j)
+        want[static_cast<size_t>((map * 4 + i / 3) * 3 + j / 5)] += std::exp(row[j]) / sum;
+    }
+  cell_sums(ctx, a);
+  check_close(a.y, want, {1e-6});
+  a.softmax = false;
+  CHECK_THROWS_WITH(cell_sums(ctx, a), ContainsSubstring("causal is set without softmax"));
+}
+
 TEST_CASE("js_distance: zero for equal rows, root of ln 2 for disjoint ones, and a threshold") {
   Context ctx(cpu_backend(), 2);
   DistanceArgs d;
