@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include "kernels/core/cpu_backend.hpp"
 #include "kernels/core/parallel.hpp"
 #include "kernels/core/rows.hpp"
@@ -22,6 +24,9 @@ void CpuBackend::softmax(Context& ctx, const SoftmaxArgs& args) {
                      const int64_t visible = args.causal ? std::clamp<int64_t>(i + offset + 1, 0, n) : n;
                      run(args.x.dtype(), static_cast<const char*>(args.x.raw()) + x.offset(r) * size,
                          static_cast<char*>(args.y.raw()) + y.offset(r) * size, visible, n);
+                     if (args.clear_hidden)
+                       std::memset(static_cast<char*>(args.x.raw()) + (x.offset(r) + visible) * size, 0,
+                                   static_cast<size_t>((n - visible) * size));
                    }
                  });
 }

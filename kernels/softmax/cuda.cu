@@ -14,6 +14,7 @@ struct SoftmaxWork {
   DeviceRows x_rows, y_rows;
   int64_t n, queries, offset;
   bool causal;
+  void* clear;  ///< x where its hidden keys become 0
 };
 
 /// exp(x) for x <= 0. Results that are stored in 16 bits take the special function unit's exponential as it
@@ -25,6 +26,14 @@ __device__ float exponential(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
   return y;
+}
+
+/// Zeros from `visible` on.
+template <class T, int N>
+__device__ void clear_hidden(T* x, int64_t c, int64_t visible) {
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    if (c + i >= visible) x[c + i] = narrow<T>(0.0f);
 }
 
 /// Sets what a causal row does not see; packs that it sees whole, or all of them, take no part.
@@ -76,6 +85,8 @@ __global__ void __launch_bounds__(kRowThreads<kGroup>, kValues > kRowValues ? 4 
       for (int i = 0; i < N; ++i) v[i] = (kept ? v[i] : exponential<T>(v[i] - top)) * scale;
       hide(v, c, visible, 0.0f);  // also where the scale is NaN
       store_narrow(y + c, v);
+      if (w.clear && c + N > visible)
+        clear_hidden<T, N>(static_cast<T*>(w.clear) + w.x_rows.offset(r), c, visible);
     });
   });
 }
@@ -87,6 +98,7 @@ void CudaBackend::softmax(Context& ctx, const SoftmaxArgs& args) {
   w.x = args.x.raw(), w.y = args.y.raw();
   w.x_rows = DeviceRows(args.x, 1), w.y_rows = DeviceRows(args.y, 1);
   w.n = args.x.dim(-1), w.causal = args.causal;
+  w.clear = args.clear_hidden ? args.x.raw() : nullptr;
   w.queries = args.causal ? args.x.dim(-2) : 1;
   // Clamped before the addition, so that no offset overflows.
   w.offset = std::clamp<int64_t>(args.causal_offset, -w.queries - 1, w.n);

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/elementwise/pointwise.hpp"
 #include "kernels/gemm/gemm.hpp"
 #include "kernels/rotary/rotary.hpp"
 #include "kernels/softmax/softmax.hpp"
@@ -197,12 +196,6 @@ class SeerInstance final : public BlockSelectionInstance {
     if (dense_) return;
     const int64_t blocks = query_blocks();
     if (gate_rope_) starts_ = rotary_table(ctx, theta_, hidden_, 0, block_, blocks);
-    if (causal_) {
-      std::vector<float> triangle(static_cast<size_t>(blocks * blocks));
-      for (int64_t i = 0; i < blocks; ++i)
-        for (int64_t t = 0; t <= i; ++t) triangle[static_cast<size_t>(i * blocks + t)] = 1.0f;
-      triangle_ = upload(ctx, {blocks * blocks}, triangle);
-    }
     allocate_block_lists(ctx, lists_, form_.batch, form_.heads);
     mask_ = block_mask_of(lists_);
   }
@@ -263,12 +256,8 @@ class SeerInstance final : public BlockSelectionInstance {
     c.cost.matmul += 2 * map * hidden_;
     c.cost.bytes_read += 4 * 2 * b * f.heads * n * hidden_;
     c.cost.bytes_written += 4 * map;
-    if (causal_) {
-      c.cost.elementwise += map;
-      c.cost.bytes_read += 4 * (map + n * n);
-      c.cost.bytes_written += 4 * map;
-    }
-    c.cost.special += map;  // softmax
+    if (causal_) c.cost.bytes_written += 4 * (map - b * f.heads * n * (n + 1) / 2);  // future logits: 0
+    c.cost.special += map;                                                           // softmax
     c.cost.elementwise += 4 * map;
     c.cost.bytes_read += 4 * map;
     c.cost.bytes_written += 4 * map;
@@ -375,14 +364,8 @@ class SeerInstance final : public BlockSelectionInstance {
     a.c = logits_.reshape({f.batch, f.kv_heads, group, n, n});
     a.alpha = static_cast<float>(1.0 / std::sqrt(static_cast<double>(hidden_)));
     gemm(ctx, a);
-    if (causal_) {
-      PointwiseArgs p;
-      p.op = PointwiseArgs::Op::mul;
-      p.a = p.y = logits_.reshape({f.batch * f.heads, n * n});
-      p.b = triangle_;
-      pointwise(ctx, p);
-    }
-    softmax(ctx, {logits_, gate_, causal_, 0});
+    // Logits of future blocks are reported as 0.
+    softmax(ctx, {logits_, gate_, causal_, 0, causal_});
   }
 
   void select(Context& ctx) {
@@ -413,7 +396,7 @@ class SeerInstance final : public BlockSelectionInstance {
   std::string rule_;
   double threshold_;
   RotaryTable tokens_, starts_;
-  Tensor triangle_, rotated_q_, rotated_k_, logits_, gate_;
+  Tensor rotated_q_, rotated_k_, logits_, gate_;
 };
 
 class SeerAttention final : public Method {

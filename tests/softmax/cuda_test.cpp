@@ -28,13 +28,30 @@ TEST_CASE("CUDA softmax agrees with the CPU for rows of every length, causal or 
   if (!gpu) return;
   const DType type = GENERATE(DType::f32, DType::bf16, DType::f16);
   Sides s(*gpu, 401);
-  for (int64_t m : {1, 3, 8, 49, 64, 256, 264, 1000, 1024, 1025, 1032, 2040, 2048, 2056, 4096, 4097, 16384, 16385, 40000, 40001})
+  for (int64_t m : {1,    3,    8,    49,   64,   256,  264,   1000,  1024,  1025,
+                    1032, 2040, 2048, 2056, 4096, 4097, 16384, 16385, 40000, 40001})
     for (bool causal : {false, true}) {
       SoftmaxArgs args;
       args.causal = causal;
       args.causal_offset = m - 5;
       INFO("M " << m << " causal " << causal);
       run_and_check(s, args, s.random(type, {3, 5, m}, -8, 8), s.poisoned(type, {3, 5, m}));
+    }
+}
+
+TEST_CASE("CUDA softmax clears what rows do not see in its input, too") {
+  Backend* gpu = open_device();
+  if (!gpu) return;
+  Sides s(*gpu, 403);
+  for (int64_t m : {5, 64, 500, 2048, 9000})
+    for (int64_t offset : {int64_t{-2}, int64_t{0}, m / 2}) {
+      SoftmaxArgs args;
+      args.causal = args.clear_hidden = true;
+      args.causal_offset = offset;
+      const Twin x = s.random(DType::f32, {2, 7, m}, -8, 8);
+      run_and_check(s, args, x, s.poisoned(DType::f32, {2, 7, m}));
+      CHECK(same_bits(s.fetch(x), x.host));
+      if (offset + 7 < m) CHECK(get(x.host, 7 * m - 1) == 0.0);
     }
 }
 

@@ -106,3 +106,17 @@ TEST_CASE("softmax charges its formula, ignores the thread count, refuses misfit
   b.x = b.y = one.allocate(DType::f32, {0, 4});
   CHECK_NOTHROW(softmax(one, b));
 }
+
+TEST_CASE("softmax clears what rows do not see in its input when told to") {
+  Context ctx(cpu_backend(), 1);
+  SoftmaxArgs a;
+  a.x = ctx.allocate(DType::f32, {2, 3});
+  a.y = poisoned(ctx, DType::f32, {2, 3});
+  for (int i = 0; i < 6; ++i) put(a.x, i, i + 1);
+  a.causal = a.clear_hidden = true;
+  softmax(ctx, a);
+  CHECK(values(a.x) == std::vector<double>{1, 0, 0, 4, 5, 0});
+  CHECK(values(a.y)[0] == 1.0);
+  a.y = a.x;
+  CHECK_THROWS_WITH(softmax(ctx, a), ContainsSubstring("clear_hidden"));
+}
