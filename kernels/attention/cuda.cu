@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "kernels/attention/gather.cuh"
 #include "kernels/attention/masses.cuh"
 #include "kernels/attention/neighborhood.hpp"
 #include "kernels/attention/sm80.cuh"
@@ -201,8 +202,8 @@ constexpr int64_t kSectionBytes = int64_t{32} << 20;
 constexpr double kFilled = 0.8;
 constexpr int64_t kPartTiles = 4, kMostParts = 256;
 
-/// ATTNBENCH_CUDA_ATTENTION=reference, =sm80 or =sm90 in the environment takes the choice away, for tests and
-/// comparisons. A call that sm90 does not take is Unsupported when that was asked for.
+/// ATTNBENCH_CUDA_ATTENTION=reference, =sm80, =sm90 or =gather in the environment takes the choice away, for
+/// tests and comparisons. A call that sm90 or gather does not take is Unsupported when that was asked for.
 bool asked(const char* kernels) {
   const char* forced = std::getenv("ATTNBENCH_CUDA_ATTENTION");
   return !forced || std::strcmp(forced, kernels) == 0;
@@ -213,6 +214,14 @@ bool choose_hopper(const CudaBackend& backend, const AttentionArgs& a, const Par
   if (plan_hopper(backend, a, p, plan, why)) return true;
   if (std::getenv("ATTNBENCH_CUDA_ATTENTION"))
     throw Unsupported(std::string("the sm_90 attention kernels do not take this call: ") + why);
+  return false;
+}
+bool choose_gather(const CudaBackend& backend, const AttentionArgs& a, const Params& p, GatherPlan& plan) {
+  const char* why = "";
+  if (a.kernel == AttentionKernel::mma_sync || !asked("gather")) return false;
+  if (plan_gather(backend, a, p, plan, why)) return true;
+  if (std::getenv("ATTNBENCH_CUDA_ATTENTION"))
+    throw Unsupported(std::string("the attention kernel of gather lists does not take this call: ") + why);
   return false;
 }
 
@@ -330,6 +339,8 @@ std::string CudaBackend::attention_plan(const AttentionArgs& args) {
   std::string text;
   if (HopperPlan hopper; choose_hopper(*this, args, p, hopper)) {
     text = describe_hopper(p, hopper);
+  } else if (GatherPlan gather; choose_gather(*this, args, p, gather)) {
+    text = "gather, " + std::to_string(gather.parts) + " parts";
   } else if (const Choice c = choose_kernel(*this, args, p); c.route == Route::reference) {
     text = std::string("reference: ") + c.why;
   } else {
@@ -362,6 +373,8 @@ void CudaBackend::attention(Context& ctx, const AttentionArgs& args) {
     HopperPlan hopper;
     if (choose_hopper(*this, args, p, hopper))
       launch_hopper(ctx, p, hopper, args.q.dtype());
+    else if (GatherPlan gather; choose_gather(*this, args, p, gather))
+      launch_gather(ctx, p, gather, args.q.dtype());
     else if (const Choice choice = choose_kernel(*this, args, p); choice.route == Route::sm80)
       launch(ctx, p, choice.plan, args.q.dtype());
     else

@@ -18,6 +18,41 @@ void check_sizes(const ArgumentCheck& check, int64_t block_q, int64_t block_k, i
                std::to_string(window) + "; blocks hold one token or more, windows none or more");
 }
 
+/// Arguments of token lists are what they are to be, of whichever operator.
+void check_lists(const ArgumentCheck& check, const TokenListsArgs& args) {
+  const BlockList& l = args.lists;
+  check.present({{"selected", args.selected},
+                 {"count", args.count},
+                 {"lists.begin", l.begin},
+                 {"lists.count", l.count},
+                 {"lists.index", l.index}});
+  check_sizes(check, args.block_q, args.block_k, args.window);
+  if (args.sinks < 0) check.fail("sinks is " + std::to_string(args.sinks) + "; it must be 0 or more");
+  check.rank({"selected", args.selected}, 4, 4);
+  const int64_t b = args.selected.dim(0), h = args.selected.dim(1), nq = ceil_div(args.n, args.block_q);
+  const int64_t cells = args.selected.dim(3), entries = cells * args.block_k + args.window + args.sinks;
+  check.shape({"selected", args.selected}, {b, h, nq, cells});
+  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"count", args.count},
+                                {"lists.begin", l.begin},
+                                {"lists.count", l.count}})
+    check.shape({name, t}, {b, h, nq});
+  check.shape({"lists.index", l.index}, {b * h * nq * entries});
+  if (l.index.dim(0) > INT32_MAX)
+    throw Unsupported("token lists of " + std::to_string(l.index.dim(0)) +
+                      " entries exceed the 2^31 - 1 of a list; use "
+                      "larger query blocks");
+  for (const Tensor* t : {&args.selected, &args.count, &l.begin, &l.count, &l.index}) {
+    check.dtype({"selected, count and lists", *t}, {DType::i32});
+    if (!t->contiguous()) check.fail("selected, count and lists must be contiguous");
+  }
+}
+Cost lists_cost(const TokenListsArgs& args) {
+  Cost cost;
+  cost.bytes_read = args.selected.nbytes() + args.count.nbytes();
+  cost.bytes_written = args.lists.begin.nbytes() + args.lists.count.nbytes();
+  return cost;
+}
+
 }  // namespace
 
 int64_t tree_search_dots(const TreeSearchArgs& a) {
@@ -70,40 +105,25 @@ void tree_search(Context& ctx, const TreeSearchArgs& args) {
   cost.bytes_read = args.q.nbytes() + std::min(args.k.nbytes(), dots * row);
   cost.bytes_written = args.selected.nbytes() + args.count.nbytes();
   ctx.cost().charge(cost);
+  if (args.lists) {
+    const TokenListsArgs lists = token_lists_of(args);
+    check_lists(check, lists);
+    ctx.cost().charge(lists_cost(lists));
+  }
   if (args.count.numel() > 0) ctx.backend().tree_search(ctx, args);
 }
 
+TokenListsArgs token_lists_of(const TreeSearchArgs& args) {
+  TokenListsArgs a;
+  a.selected = args.selected, a.count = args.count, a.lists = args.lists;
+  a.n = args.q.dim(2), a.m = args.k.dim(2), a.block_q = args.block_q, a.block_k = args.block_k;
+  a.window = args.window, a.sinks = args.sinks, a.causal = args.causal;
+  return a;
+}
+
 void token_lists(Context& ctx, const TokenListsArgs& args) {
-  const ArgumentCheck check(ctx, "token_lists");
-  const BlockList& l = args.lists;
-  check.present({{"selected", args.selected},
-                 {"count", args.count},
-                 {"lists.begin", l.begin},
-                 {"lists.count", l.count},
-                 {"lists.index", l.index}});
-  check_sizes(check, args.block_q, args.block_k, args.window);
-  if (args.sinks < 0) check.fail("sinks is " + std::to_string(args.sinks) + "; it must be 0 or more");
-  check.rank({"selected", args.selected}, 4, 4);
-  const int64_t b = args.selected.dim(0), h = args.selected.dim(1), nq = ceil_div(args.n, args.block_q);
-  const int64_t cells = args.selected.dim(3), entries = cells * args.block_k + args.window + args.sinks;
-  check.shape({"selected", args.selected}, {b, h, nq, cells});
-  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"count", args.count},
-                                {"lists.begin", l.begin},
-                                {"lists.count", l.count}})
-    check.shape({name, t}, {b, h, nq});
-  check.shape({"lists.index", l.index}, {b * h * nq * entries});
-  if (l.index.dim(0) > INT32_MAX)
-    throw Unsupported("token lists of " + std::to_string(l.index.dim(0)) +
-                      " entries exceed the 2^31 - 1 of a list; use "
-                      "larger query blocks");
-  for (const Tensor* t : {&args.selected, &args.count, &l.begin, &l.count, &l.index}) {
-    check.dtype({"selected, count and lists", *t}, {DType::i32});
-    if (!t->contiguous()) check.fail("selected, count and lists must be contiguous");
-  }
-  Cost cost;
-  cost.bytes_read = args.selected.nbytes() + args.count.nbytes();
-  cost.bytes_written = l.begin.nbytes() + l.count.nbytes();
-  ctx.cost().charge(cost);
+  check_lists(ArgumentCheck(ctx, "token_lists"), args);
+  ctx.cost().charge(lists_cost(args));
   if (args.count.numel() > 0) ctx.backend().token_lists(ctx, args);
 }
 

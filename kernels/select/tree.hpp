@@ -28,6 +28,9 @@ struct TreeSearchArgs {
   bool causal = true;
   Representative representative = Representative::first;
   uint32_t seed = 0;
+  /// The selection's token lists as well, as token_lists makes them with `sinks`, at its cost; absent: none.
+  BlockList lists;
+  int64_t sinks = 0;
 };
 void tree_search(Context& ctx, const TreeSearchArgs& args);
 /// Dot products charged for one head: sum over query blocks of rounds x 2 Kb x sampled queries x sampled
@@ -55,5 +58,7 @@ struct TokenListsArgs {
   bool causal = true;
 };
 void token_lists(Context& ctx, const TokenListsArgs& args);
+/// What a tree search with lists hands to token_lists.
+TokenListsArgs token_lists_of(const TreeSearchArgs& args);
 
 }  // namespace attnbench

@@ -135,6 +135,7 @@ void CpuBackend::tree_search(Context& ctx, const TreeSearchArgs& args) {
                                                     args.selected.data<int32_t>() + item * cells,
                                                     args.count.data<int32_t>() + item);
   });
+  if (args.lists) token_lists(ctx, token_lists_of(args));
 }
 
 void CpuBackend::token_lists(Context& ctx, const TokenListsArgs& args) {

@@ -1,11 +1,12 @@
 // Tree search on CUDA: a block of threads for each block of queries, its sampled queries and all cells in
-// shared memory. Where query blocks are fewer than multiprocessors (decode), a cluster of blocks shares one
-// search on sm_90: each scores a part of the children and sends the scores to all, and every block then
-// halves the same cells for itself. Scores of keys: tree_score.cuh.
+// shared memory (tree_cells.cuh). Where query blocks are fewer than multiprocessors, a cluster of blocks
+// shares one search on sm_90. Scores of keys: tree_score.cuh. Single queries in 16 bits: tree_decode.cu.
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 
 #include "kernels/select/tree.hpp"
+#include "kernels/select/tree_cells.cuh"
+#include "kernels/select/tree_decode.cuh"
 #include "kernels/select/tree_score.cuh"
 
 namespace attnbench {
@@ -37,108 +38,13 @@ struct Tree {
   uint32_t seed;
 };
 
-/// Grows with the score, and is above 0, which stands for a child without blocks; scores are not NaN.
-__device__ inline uint32_t order_of(float x) {
-  const uint32_t u = __float_as_uint(x == 0.0f ? 0.0f : x);
-  return (u >> 31 ? ~u : u | 0x80000000u) + 1;
-}
-
-/// Keys of all children, read four at a time by a warp.
-constexpr int64_t padded(int64_t children) { return (children + 127) / 128 * 128; }
-
-/// What a block keeps in dynamic shared memory, in this order behind the queries. Cells and fresh scores have
-/// two buffers that take turns, one a round.
-struct Memory {
-  uint32_t* key;      // of each child, padded with 0
-  uint32_t* fresh;    // [2][children]: scores as they arrive
-  uint32_t* own_key;  // [2][cells]: what the cell was kept for
-  int *start, *size;  // [2][cells], in blocks
-};
-constexpr size_t memory_bytes(int64_t cells) {
-  return static_cast<size_t>(4 * (padded(2 * cells) + 4 * cells + 6 * cells));
-}
-
-/// All blocks of the cluster; what one wrote to another's shared memory before is there afterwards.
-__device__ inline void sync_parts(int parts) {
-  if (parts == 1) return __syncthreads();
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-/// *x = max(*x, to) in the shared memory of block `part` of the cluster.
-__device__ inline void raise(uint32_t* x, uint32_t to, int part, int parts) {
-  if (parts == 1) {
-    atomicMax(x, to);
-    return;
-  }
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "red.relaxed.cluster.shared::cluster.max.u32 [there], %2;\n}" ::"r"(cuda_attention::shared_address(x)),
-      "r"(part), "r"(to)
-      : "memory");
-#endif
-}
-
-__device__ inline int count_at_least(const uint32_t* key, int count, uint32_t least) {
-  int found = 0;
-  for (int i = static_cast<int>(threadIdx.x % 32); i < count / 4; i += 32) {
-    const uint4 x = reinterpret_cast<const uint4*>(key)[i];
-    found += (x.x >= least) + (x.y >= least) + (x.z >= least) + (x.w >= least);
-  }
-  return __reduce_add_sync(0xffffffffu, found);
-}
-
-/// The `keep` best keys: all above `key`, and the first `ties` of those equal to it.
-struct Cut {
-  uint32_t key;
-  int ties;
-};
-/// Finds the cut digit by digit from the highest: each warp counts the keys that reach another value of the
-/// digit, so that a step takes one barrier and 8 (16) warps settle 3 (4) bits. `count` keys are padded, at
-/// least `keep` of them above 0.
-template <int kWarps>
-__device__ Cut select(const uint32_t* key, int count, int keep) {
-  __shared__ int reach[2][kWarps];
-  constexpr int kBits = kWarps == 8 ? 3 : 4;
-  static_assert(kWarps == 1 << kBits);
-  const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
-  uint32_t prefix = 0;
-  for (int shift = 32, turn = 0; shift > 0; turn ^= 1) {
-    const int next = max(0, shift - kBits), digits = 1 << (shift - next);
-    int found = 0;
-    // Every key reaches digit 0 that matters: at least `keep` have the prefix or are above it.
-    if (warp > 0 && warp < digits)
-      found = count_at_least(key, count, prefix + (static_cast<uint32_t>(warp) << next));
-    if (lane == 0) reach[turn][warp] = found;
-    __syncthreads();
-    const int reached = lane < kWarps ? reach[turn][lane] : 0;
-    const uint32_t exact = __ballot_sync(0xffffffffu, reached == keep),
-                   enough = __ballot_sync(0xffffffffu, reached >= keep) | 1;
-    if (exact) return {prefix + (static_cast<uint32_t>(__ffs(exact) - 1) << next) - 1, 0};
-    prefix += static_cast<uint32_t>(31 - __clz(enough)) << next;
-    shift = next;
-  }
-  const int above = prefix == 0xffffffffu ? 0 : count_at_least(key, count, prefix + 1);
-  return {prefix, keep - above};
-}
-
 template <class T, int kThreads>
 __global__ void __launch_bounds__(kThreads, kThreads > 256 ? 1 : 2)
-    tree_kernel(const T* q, Strides qs, const T* k, Strides ks, Tree a, int32_t* selected, int32_t* count) {
+    tree_kernel(const T* q, Strides qs, const T* k, Strides ks, Tree a, int32_t* selected, int32_t* count,
+                tree::ListOutput lists) {
   constexpr int kWarps = kThreads / 32, N = tree::kTiles<T>;
-  __shared__ uint32_t part_sum[2][kWarps];
   extern __shared__ __align__(16) unsigned char raw[];
-  const int cells = a.cells, children = 2 * cells, all = static_cast<int>(padded(children));
   auto* queries = reinterpret_cast<T*>(raw);
-  Memory s;
-  s.key = reinterpret_cast<uint32_t*>(queries + a.rows * a.stride);
-  s.fresh = s.key + all;
-  s.own_key = s.fresh + 2 * children;
-  s.start = reinterpret_cast<int*>(s.own_key + 2 * cells);
-  s.size = s.start + 2 * cells;
-
   // The last query blocks first: they have the most rounds.
   const int part = static_cast<int>(blockIdx.x % static_cast<unsigned>(a.parts));
   const int64_t number = blockIdx.x / static_cast<unsigned>(a.parts), bh = a.by_nq.of(number),
@@ -147,12 +53,10 @@ __global__ void __launch_bounds__(kThreads, kThreads > 256 ? 1 : 2)
   const int64_t first = block * a.block_q, rows = min(a.block_q, a.n - first);
   const int64_t t = a.causal ? a.m - a.n + first + rows : a.m;
   const int64_t range = max(int64_t{0}, t - a.window), blocks = (range + a.block_k - 1) / a.block_k;
-  int32_t* out = selected + item * cells;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  tree::Cells<kThreads> s(raw + sizeof(T) * a.rows * a.stride, a.cells, a.parts, part);
   if (range <= a.keep) {
-    if (part > 0) return;
-    for (int i = thread; i < cells; i += kThreads) out[i] = i < blocks ? i : -1;
-    if (thread == 0) count[item] = static_cast<int32_t>(blocks);
+    if (part == 0) s.write_all(static_cast<int>(blocks), item, static_cast<int>(t), selected, count, lists);
     return;
   }
   const int64_t step = min(a.stride_q, rows);
@@ -162,32 +66,25 @@ __global__ void __launch_bounds__(kThreads, kThreads > 256 ? 1 : 2)
   for (int r = warp; r < a.rows; r += kWarps)
     for (int c = lane; c < a.stride; c += 32)
       queries[r * a.stride + c] = r < samples && c < a.d ? query[r * a.stride_q * qs.t + c] : narrow<T>(0.0f);
-  for (int i = thread; i < cells; i += kThreads) {
-    const int64_t from = blocks * i / cells;
-    s.start[i] = static_cast<int>(from);
-    s.size[i] = static_cast<int>(blocks * (i + 1) / cells - from);
-  }
-  for (int i = thread; i < children; i += kThreads) s.fresh[i] = 0;
-  sync_parts(a.parts);
+  s.open([&](int i) { return static_cast<int>(blocks * i / a.cells); });
+  tree::sync_parts(a.parts);
 
   const int64_t position = a.m - a.n + first + step - 1;  // of sample 0
   const bool first_one = a.representative == Representative::first,
              last_one = a.representative == Representative::last;
   uint32_t round = 0;
-  for (; (static_cast<int64_t>(cells) << round) < blocks; ++round) {
-    const int now = static_cast<int>(round & 1), next = now ^ 1;
-    const int *start = s.start + now * cells, *size = s.size + now * cells;
-    uint32_t* fresh = s.fresh + now * children;
-    for (int i = thread; i < children; i += kThreads) s.fresh[next * children + i] = 0;
+  for (; (static_cast<int64_t>(a.cells) << round) < blocks; ++round) {
+    const int *start = s.start(round), *size = s.size(round);
 
     // A child whose representative is its parent's has its score: every left one when the first block counts,
     // every right one when the last does, and the only child of a single block.
     const bool one_side = round > 0 && (first_one || last_one);
-    const int64_t columns = static_cast<int64_t>(one_side ? cells : children) * a.keys_a_block.n;
+    const int64_t a_cell = (one_side ? 1 : 2) * a.keys_a_block.n, columns = s.own * a_cell;
     // Key of a column: its child (-1: none), its row, and the first sample that it counts for.
     const auto find = [&](int64_t column, int64_t further, int& child, const T*& row, int& low) {
       child = -1, row = keys, low = samples;
       if (column >= columns) return;
+      column += s.first * a_cell;
       const int64_t of = a.keys_a_block.of(column), key = column - of * a.keys_a_block.n;
       const int i = static_cast<int>(one_side ? 2 * of + (first_one ? 1 : 0) : of), cell = i / 2;
       const int whole = size[cell], left = whole / 2;
@@ -211,12 +108,11 @@ __global__ void __launch_bounds__(kThreads, kThreads > 256 ? 1 : 2)
     // An oracle asks every block of a child: cells have ceil(blocks / cells) at most, halved round by round.
     int64_t depth = 1;
     if (a.representative == Representative::oracle) {
-      depth = (blocks + cells - 1) / cells;
+      depth = (blocks + a.cells - 1) / a.cells;
       for (uint32_t i = 0; i <= round; ++i) depth = (depth + 1) / 2;
     }
     for (int64_t further = 0; further < depth; ++further)
-      for (int64_t base = int64_t{8 * N} * (warp * a.parts + part); base < columns;
-           base += int64_t{8 * N} * kWarps * a.parts) {
+      for (int64_t base = int64_t{8 * N} * warp; base < columns; base += int64_t{8 * N} * kWarps) {
         int child[N], low[N];
         const T* row[N];
         float best[N][2];
@@ -227,59 +123,15 @@ __global__ void __launch_bounds__(kThreads, kThreads > 256 ? 1 : 2)
         for (int i = 0; i < N; ++i)
 #pragma unroll
           for (int c = 0; c < 2; ++c) {
-            // Lanes 4 p + t have the same scores: they bring them to part p.
+            // All lanes of that t have the same scores.
             const int to = __shfl_sync(0xffffffffu, child[i], 4 * (2 * (lane % 4) + c));
-            if (to >= 0 && lane / 4 < a.parts) raise(fresh + to, order_of(best[i][c]), lane / 4, a.parts);
+            if (to >= 0 && lane < 4) s.score(to, best[i][c]);
           }
       }
-    sync_parts(a.parts);
-
-    for (int i = thread; i < all; i += kThreads) {
-      uint32_t key = 0;
-      if (i < children) {
-        const int cell = i / 2, whole = size[cell];
-        const bool right = i % 2, same = whole == 1 || (first_one && !right) || (last_one && right);
-        if (!right && whole == 1)
-          key = 0;
-        else if (round > 0 && same)
-          key = s.own_key[now * cells + cell];
-        else
-          key = max(fresh[i], order_of(tree::lowest()));
-      }
-      s.key[i] = key;
-    }
     __syncthreads();
-    // The best children, in order of their starts.
-    const Cut cut = select<kWarps>(s.key, all, cells);
-    int taken = 0, tied = 0;
-    for (int base = 0, turn = 0; base < children; base += kThreads, turn ^= 1) {
-      const int i = base + thread;
-      const uint32_t key = i < children ? s.key[i] : 0;
-      const bool above = key > cut.key, tie = i < children && key == cut.key;
-      const uint32_t above_bits = __ballot_sync(0xffffffffu, above),
-                     tie_bits = __ballot_sync(0xffffffffu, tie), earlier = (1u << lane) - 1;
-      if (lane == 0)
-        part_sum[turn][warp] = static_cast<uint32_t>(__popc(above_bits) | __popc(tie_bits) << 16);
-      __syncthreads();
-      const uint32_t sum = lane < kWarps ? part_sum[turn][lane] : 0,
-                     before = __reduce_add_sync(0xffffffffu, lane < warp ? sum : 0u),
-                     total = __reduce_add_sync(0xffffffffu, sum);
-      const int ties = tied + static_cast<int>(before >> 16) + __popc(tie_bits & earlier);
-      const int at =
-          taken + static_cast<int>(before & 0xffffu) + __popc(above_bits & earlier) + min(ties, cut.ties);
-      if (above || (tie && ties < cut.ties)) {
-        const int whole = size[i / 2], left = whole / 2;
-        s.start[next * cells + at] = i % 2 ? start[i / 2] + left : start[i / 2];
-        s.size[next * cells + at] = i % 2 ? whole - left : left;
-        s.own_key[next * cells + at] = key;
-      }
-      taken += static_cast<int>(total & 0xffffu), tied += static_cast<int>(total >> 16);
-    }
-    __syncthreads();
+    s.halve(round, first_one, last_one);
   }
-  if (part > 0) return;
-  for (int i = thread; i < cells; i += kThreads) out[i] = s.start[static_cast<int>(round & 1) * cells + i];
-  if (thread == 0) count[item] = cells;
+  if (part == 0) s.write(round, item, static_cast<int>(t), selected, count, lists);
 }
 
 /// A block of threads a list. Tokens of the chosen blocks have their places by counting those of the blocks
@@ -342,7 +194,8 @@ void launch_tree(Context& ctx, const TreeSearchArgs& args, const Tree& a, int64_
   config.numAttrs = a.parts > 1 ? 1 : 0;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<const T*>(args.q.raw()), Strides(args.q),
                                 static_cast<const T*>(args.k.raw()), Strides(args.k), a,
-                                args.selected.data<int32_t>(), args.count.data<int32_t>()));
+                                args.selected.data<int32_t>(), args.count.data<int32_t>(),
+                                tree::ListOutput(args)));
 }
 
 /// How rows of k can be read; only its last axis is known to be packed.
@@ -366,7 +219,7 @@ void CudaBackend::tree_search(Context& ctx, const TreeSearchArgs& args) {
   if (d > INT32_MAX / 2) throw Unsupported("tree_search on CUDA: rows of " + std::to_string(d) + " elements");
   const size_t shared =
       static_cast<size_t>(rows) * static_cast<size_t>(tree::row_stride(d)) * size_of(args.q.dtype()) +
-      memory_bytes(cells);
+      tree::memory_bytes(cells);
   const size_t most = properties().sharedMemPerBlockOptin - kStaticShared;
   if (cells > kMostCells || shared > most)
     throw Unsupported("tree_search on this card keeps at most " + std::to_string(kMostCells) + " cells and " +
@@ -384,6 +237,7 @@ void CudaBackend::tree_search(Context& ctx, const TreeSearchArgs& args) {
   a.keys_a_block = Divisor(a.block_k / a.stride_k);
   a.causal = args.causal, a.reading = reading_of(args.k);
   a.representative = args.representative, a.seed = args.seed;
+  if (tree::launch_decode(ctx, args, sm_count(), compute_capability())) return;
   // As many blocks for a search as multiprocessors are free, and keys of the first round give work to.
   a.parts = 1;
   by_float_type(args.q.dtype(), [&](auto type) {

@@ -8,6 +8,7 @@
 #pragma once
 #include "kernels/attention/mma.cuh"
 #include "kernels/core/cuda_kernel.cuh"
+#include "kernels/select/tree_cells.cuh"
 
 namespace attnbench::tree {
 
@@ -68,8 +69,6 @@ __device__ __forceinline__ void load_keys(Eight (&key)[N][kChunks], const T* con
   else
     load(how);
 }
-
-__device__ inline float lowest() { return __uint_as_float(0xff800000u); }
 
 /// best[i][c]: the largest score of key 2 t + c of tile i over the samples low[that key] .. samples - 1, -inf
 /// where there are none; the same in all lanes of that t. row[i] and low[i] are given for key g of tile i;

@@ -104,7 +104,6 @@ class HipInstance final : public BlockSelectionInstance {
       : BlockSelectionInstance(ctx, hip_info(), problem, Layout::token_major,
                                1.0 / std::sqrt(static_cast<double>(problem.head_dim))),
         causal_(params.boolean("causal")),
-        sinks_(params.integer("sink_tokens")),
         dense_below_(params.integer("dense_queries")),
         refresh_(problem.tokens() == 1 ? params.integer("refresh_interval") : 1) {
     const HeadsForm& f = form_;
@@ -116,7 +115,7 @@ class HipInstance final : public BlockSelectionInstance {
     search_.block_k = params.integer("block_size_k"), search_.stride_k = params.integer("block_stride_k");
     search_.keep = params.integer("mask_k");
     search_.window = std::min(params.integer("sliding_window"), f.keys);
-    sinks_ = std::min(sinks_, f.keys);
+    search_.sinks = std::min(params.integer("sink_tokens"), f.keys);
     search_.causal = causal_;
     search_.seed = static_cast<uint32_t>(params.integer("seed"));
     using R = TreeSearchArgs::Representative;
@@ -148,22 +147,17 @@ class HipInstance final : public BlockSelectionInstance {
     const HeadsForm& f = form_;
     query_ = heads_first(input("q")), key_ = heads_first(input("k")), value_ = heads_first(input("v"));
     search_.q = query_, search_.k = key_;
-    tokens_.selected = search_.selected, tokens_.count = search_.count;
-    tokens_.n = f.queries, tokens_.m = f.keys;
-    tokens_.block_q = search_.block_q, tokens_.block_k = search_.block_k;
-    tokens_.window = search_.window, tokens_.sinks = sinks_;
-    tokens_.causal = causal_;
     const int64_t lists = f.batch * f.heads * rows_,
-                  entries = cells_ * search_.block_k + search_.window + sinks_;
+                  entries = cells_ * search_.block_k + search_.window + search_.sinks;
     if (lists * entries > INT32_MAX)
       throw Unsupported("hip_attention: " + std::to_string(lists) + " token lists of " +
                         std::to_string(entries) +
                         " entries exceed the 2^31 - 1 of a mask; use larger query blocks");
-    tokens_.lists.begin = ctx.allocate(DType::i32, {f.batch, f.heads, rows_});
-    tokens_.lists.count = ctx.allocate(DType::i32, {f.batch, f.heads, rows_});
-    tokens_.lists.index = ctx.allocate(DType::i32, {lists * entries});
+    search_.lists.begin = ctx.allocate(DType::i32, {f.batch, f.heads, rows_});
+    search_.lists.count = ctx.allocate(DType::i32, {f.batch, f.heads, rows_});
+    search_.lists.index = ctx.allocate(DType::i32, {lists * entries});
     mask_.block_q = search_.block_q;
-    mask_.gather = tokens_.lists;
+    mask_.gather = search_.lists;
     step_ = 0;
   }
 
@@ -171,7 +165,7 @@ class HipInstance final : public BlockSelectionInstance {
     {
       const auto stage = ctx.stage("select");
       // The lists are kept with the mask: the newest key of an instance stands still, and so does the window.
-      if (step_++ % refresh_ == 0) tree_search(ctx, search_), token_lists(ctx, tokens_);
+      if (step_++ % refresh_ == 0) tree_search(ctx, search_);
     }
     const auto stage = ctx.stage("attend");
     attention(ctx, call());
@@ -190,14 +184,14 @@ class HipInstance final : public BlockSelectionInstance {
     // Listed tokens: static but for blocks that sinks or the window cut.
     int64_t pairs = 0, entries = 0;
     if (ran_) {
-      const Tensor count = on_host(*ctx_, tokens_.lists.count);
+      const Tensor count = on_host(*ctx_, search_.lists.count);
       for (int64_t i = 0; i < count.numel(); ++i) {
         const int64_t r = i % rows_, listed = count.data<int32_t>()[i];
         pairs += listed * (std::min(f.queries, (r + 1) * search_.block_q) - r * search_.block_q);
         entries += listed;
       }
     } else {
-      pairs = groups * f.queries * std::min(f.keys, search_.keep + search_.window + sinks_);
+      pairs = groups * f.queries * std::min(f.keys, search_.keep + search_.window + search_.sinks);
     }
     const auto attend = [&](int64_t rows, int64_t all) {
       s.c.matmul += 4 * d * all, s.c.elementwise += 4 * all, s.c.special += all;
@@ -230,8 +224,8 @@ class HipInstance final : public BlockSelectionInstance {
     set.batch = form_.batch, set.heads = form_.heads;
     set.queries = form_.queries, set.tokens = form_.keys;
     set.same_for_all_batches = form_.batch == 1;
-    const Tensor index = on_host(*ctx_, tokens_.lists.index), begin = on_host(*ctx_, tokens_.lists.begin),
-                 count = on_host(*ctx_, tokens_.lists.count);
+    const Tensor index = on_host(*ctx_, search_.lists.index), begin = on_host(*ctx_, search_.lists.begin),
+                 count = on_host(*ctx_, search_.lists.count);
     set.row = [=, heads = form_.heads, rows = rows_, block = search_.block_q,
                shift = form_.keys - form_.queries, causal = causal_, keys = form_.keys,
                dense = dense_rows()](int64_t b, int64_t h, int64_t i, Intervals& out) {
@@ -289,9 +283,8 @@ class HipInstance final : public BlockSelectionInstance {
   }
 
   bool causal_;
-  int64_t sinks_, dense_below_, refresh_, rows_ = 0, cells_ = 0, step_ = 0;
+  int64_t dense_below_, refresh_, rows_ = 0, cells_ = 0, step_ = 0;
   TreeSearchArgs search_;
-  TokenListsArgs tokens_;
   BlockMask dense_mask_;
 };
 

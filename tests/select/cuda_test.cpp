@@ -548,6 +548,19 @@ void check_tree(Sides& s, const TreeCase& c, const Twin& q, const Twin& k,
   check_same(s, listed, "listed");
   check_same(s, index, "index");
   s.check_graph([&] { tree_search(s.device, device), token_lists(s.device, b); }, {selected, count, listed});
+
+  // The same lists from the search itself.
+  const Twin own_begin = s.poisoned(DType::i32, {c.batch, c.heads, nq}),
+             own_listed = s.poisoned(DType::i32, {c.batch, c.heads, nq}),
+             own_index = s.poisoned(DType::i32, {lists * entries});
+  host.lists = {own_begin.host, own_listed.host, own_index.host}, host.sinks = 5;
+  device.lists = {own_begin.device, own_listed.device, own_index.device}, device.sinks = 5;
+  tree_search(s.host, host);
+  tree_search(s.device, device);
+  check_same(s, own_begin, "begin of the search's lists");
+  check_same(s, own_listed, "count of the search's lists");
+  check_same(s, own_index, "index of the search's lists");
+  CHECK(same_bits(own_index.host_base, index.host_base));
 }
 
 }  // namespace
@@ -580,6 +593,10 @@ TEST_CASE("CUDA tree_search and token_lists give the CPU's blocks and lists") {
            TreeCase{1, 32, 8, 1, 9000, 128, 64, 2, 2, 1, 512, 256, true},
            TreeCase{1, 2, 1, 1, 20000, 256, 1, 1, 1, 1, 2048, 0, true},
            TreeCase{1, 1, 1, 3, 3000, 64, 1, 1, 16, 1, 64, 30, true},
+           // Clusters whose blocks do not have equally many cells; sinks that end in a block, and behind all.
+           TreeCase{1, 5, 5, 1, 4000, 128, 1, 1, 3, 1, 393, 100, true},
+           TreeCase{1, 2, 1, 1, 90, 64, 1, 1, 7, 1, 14, 88, true},
+           TreeCase{1, 3, 1, 2, 60, 64, 1, 1, 2, 1, 4, 57, false},
        }) {
     const Twin q = coarse(s, type, c.batch, c.heads, c.n, c.d, false, 0, 0, false),
                k = coarse(s, type, c.batch, c.kv_heads, c.m, c.d, false, 0, 0, false);
