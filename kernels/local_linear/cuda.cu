@@ -52,11 +52,16 @@ __global__ void split_kernel(const Source from, int64_t heads, int64_t rows, int
 }
 
 /// What every kernel of rows sees. Vectors are [heads, n, width] with zeros beyond D, numbers [heads, n].
+///
+/// The iteration's own vectors and scalars are f64. mu mu^T is most of Sigma, so that the first step takes
+/// nearly all of r away: a step length of f32 leaves 2^-24 of what was there, which is much beside the rest,
+/// and directions are no longer conjugate. Of a case's error that was nine tenths; sweeps in f32 are a tenth.
 struct Rows {
   SweepArgs sweep;  // y, most and sum of its splits
   Source q;
   int64_t d, block;
-  float *kbar, *mu, *x, *r, *p, *y, *diagonal;
+  float *kbar, *mu, *diagonal;
+  double *x, *r, *p, *y;
   __nv_bfloat16* planes;                // of p, or of r when it is done
   float *top, *weight, *ridge, *shift;  // weight: 1 / omega; shift [blocks, heads, n]
   double *rz, *limit;
@@ -74,8 +79,9 @@ struct Rows {
   }
 };
 
-/// Rounded from f64, as on the CPU: whether a row rests, and 1 - mu.rho where that is small, hang on dots.
-__device__ double dot(const float* a, const float* b, int64_t begin, int64_t end) {
+/// In f64, as on the CPU: whether a row rests, and 1 - mu.rho where that is small, hang on dots.
+template <class A, class B>
+__device__ double dot(const A* a, const B* b, int64_t begin, int64_t end) {
   double s = 0.0;
   for (int64_t c = begin + threadIdx.x % 32; c < end; c += 32)
     s += static_cast<double>(a[c]) * static_cast<double>(b[c]);
@@ -86,9 +92,9 @@ __device__ double dot(const float* a, const float* b, int64_t begin, int64_t end
 __device__ void publish(const Rows& w, int64_t at, int64_t head, int64_t row) {
   const int width = w.sweep.width, terms = w.sweep.work_terms;
   const int64_t plane = w.sweep.n * width;
-  const float* p = w.p + at * width;
+  const double* p = w.p + at * width;
   for (int64_t c = threadIdx.x % 32; c < width; c += 32)
-    store_terms(w.planes + head * terms * plane + row * width + c, plane, terms, p[c]);
+    store_terms(w.planes + head * terms * plane + row * width + c, plane, terms, static_cast<float>(p[c]));
   for (int64_t c = 0, i = 0; c < w.d; c += w.block, ++i) {
     const double s = dot(p, w.kbar + at * width, c, c + w.block);
     if (threadIdx.x % 32 == 0) w.shift[i * w.count() + at] = static_cast<float>(s);
@@ -131,17 +137,17 @@ __global__ void __launch_bounds__(kThreads) mean_kernel(const Rows w) {
 __global__ void __launch_bounds__(kThreads) start_kernel(const Rows w) {
   ATTNBENCH_ROW_OF(w);
   const float *mu = w.mu + at * width, *kbar = w.kbar + at * width;
-  float *r = w.r + at * width, *p = w.p + at * width;
+  double *r = w.r + at * width, *p = w.p + at * width;
   for (int64_t c = lane; c < width; c += 32) {
     const float left = mu[c];
-    float z = left;
+    double z = left;
     if (w.jacobi) {
       const float spread = fmaxf(w.total(at, splits, c) * w.weight[at] - kbar[c] * kbar[c], 0.0f);
       const float diagonal = spread + left * left + w.ridge[at];
       w.diagonal[at * width + c] = diagonal;
-      z = left / diagonal;
+      z = z / diagonal;
     }
-    w.x[at * width + c] = 0.0f;
+    w.x[at * width + c] = 0.0;
     r[c] = left, p[c] = z;
   }
   const double rz = dot(r, p, 0, w.d), norm = dot(mu, mu, 0, w.d);
@@ -158,30 +164,30 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const Rows w) {
 __global__ void __launch_bounds__(kThreads) step_kernel(const Rows w, bool last) {
   ATTNBENCH_ROW_OF(w);
   const float *mu = w.mu + at * width, *diagonal = w.diagonal + at * width;
-  float *x = w.x + at * width, *r = w.r + at * width, *p = w.p + at * width, *y = w.y + at * width;
+  double *x = w.x + at * width, *r = w.r + at * width, *p = w.p + at * width, *y = w.y + at * width;
   const double rz = w.rz[at], rr = w.jacobi ? dot(r, r, 0, w.d) : rz;
   if (!(rr > w.limit[at]) || rr == INFINITY) return;
-  const float weight = w.weight[at], ridge = w.ridge[at];
+  const double weight = w.weight[at], ridge = w.ridge[at];
   // Element c is always lane c % 32's: no lane reads what another has written.
   for (int64_t c = lane; c < w.sweep.channel_end; c += 32)
     if (c >= w.sweep.channel_begin) y[c] = w.total(at, splits, c) * weight;
   if (!last) return;
   for (int64_t begin = 0; begin < w.d; begin += w.block) {
-    const float along = static_cast<float>(dot(p, mu, begin, begin + w.block));
+    const double along = dot(p, mu, begin, begin + w.block);
     for (int64_t c = lane; c < begin + w.block; c += 32)
       if (c >= begin) y[c] += along * mu[c] + ridge * p[c];
   }
-  const double inverse = weight, guard = 1e-10 * inverse * (w.jacobi ? 1.0 : inverse * inverse);
-  const float alpha = static_cast<float>(rz / (dot(p, y, 0, w.d) + guard));
+  const double guard = 1e-10 * weight * (w.jacobi ? 1.0 : weight * weight);
+  const double alpha = rz / (dot(p, y, 0, w.d) + guard);
   double next = 0.0;
   for (int64_t c = lane; c < w.d; c += 32) {
     x[c] += alpha * p[c];
-    const float left = r[c] - alpha * y[c];
+    const double left = r[c] - alpha * y[c];
     r[c] = left;
-    next += static_cast<double>(left) * static_cast<double>(w.jacobi ? left / diagonal[c] : left);
+    next += left * (w.jacobi ? left / diagonal[c] : left);
   }
   next = warp_reduce(next, Add{});
-  const float beta = static_cast<float>(next / rz);
+  const double beta = next / rz;
   for (int64_t c = lane; c < w.d; c += 32) p[c] = (w.jacobi ? r[c] / diagonal[c] : r[c]) + beta * p[c];
   if (lane == 0) w.rz[at] = next;
   __syncwarp();
@@ -192,22 +198,19 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const Rows w, bool last)
 /// output.
 __global__ void __launch_bounds__(kThreads) finish_kernel(const Rows w) {
   ATTNBENCH_ROW_OF(w);
-  const float *x = w.x + at * width, *kbar = w.kbar + at * width;
-  float* r = w.p + at * width;
+  const double* x = w.x + at * width;
   const double bare = 1.0 - dot(w.mu + at * width, x, 0, w.d) - dot(x, w.r + at * width, 0, w.d);
   const double eps = static_cast<double>(w.delta_eps) * w.weight[at], delta = bare + (bare < 0 ? -eps : eps);
-  const float inverse = static_cast<float>(1.0 / delta);
   float* rho = const_cast<float*>(static_cast<const float*>(w.rho.data)) + w.rho.offset(head, row);
-  for (int64_t c = lane; c < width; c += 32) {
-    r[c] = c < w.d ? x[c] * inverse : 0.0f;
-    if (c < w.d) rho[c] = r[c];
-  }
-  __syncwarp();
   const int terms = w.sweep.work_terms;
   const int64_t plane = w.sweep.n * width;
-  for (int64_t c = lane; c < width; c += 32)
-    store_terms(w.planes + head * terms * plane + row * width + c, plane, terms, r[c]);
-  const float c = static_cast<float>(bare / delta + dot(r, kbar, 0, w.d));
+  for (int64_t c = lane; c < width; c += 32) {
+    const float r = c < w.d ? static_cast<float>(x[c] / delta) : 0.0f;
+    store_terms(w.planes + head * terms * plane + row * width + c, plane, terms, r);
+    if (c < w.d) rho[c] = r;
+  }
+  __syncwarp();
+  const float c = static_cast<float>(bare / delta + dot(rho, w.kbar + at * width, 0, w.d));
   if (lane > 0) return;
   w.shift[at] = c;
   const_cast<float*>(static_cast<const float*>(w.coefficient.data))[w.coefficient.offset(head, row)] = c;
@@ -287,8 +290,9 @@ void CudaBackend::local_linear(Context& ctx, const LocalLinearArgs& args) {
   const auto vectors = [&] { return ctx.allocate(DType::f32, {count, width}); };
   const Tensor partial = ctx.allocate(DType::f32, {s.splits, count, width}), most = numbers(s.splits),
                sum = numbers(s.splits);
-  const Tensor kbar = vectors(), mu = vectors(), x = vectors(), r = vectors(), direction = vectors(),
-               y = vectors(), top = numbers(1), weight = numbers(1), ridge = numbers(1),
+  const Tensor iterates = ctx.allocate(DType::f64, {4, count, width});  // x, r, p, y
+  const auto iterate = [&](int64_t i) { return iterates.data<double>() + i * count * width; };
+  const Tensor kbar = vectors(), mu = vectors(), top = numbers(1), weight = numbers(1), ridge = numbers(1),
                shift = numbers(blocks), doubles = ctx.allocate(DType::f64, {2, count});
   Tensor diagonal = mu;  // not read without the preconditioner
   if (args.jacobi) diagonal = vectors();
@@ -301,11 +305,11 @@ void CudaBackend::local_linear(Context& ctx, const LocalLinearArgs& args) {
          args.block,
          kbar.data<float>(),
          mu.data<float>(),
-         x.data<float>(),
-         r.data<float>(),
-         direction.data<float>(),
-         y.data<float>(),
          diagonal.data<float>(),
+         iterate(0),
+         iterate(1),
+         iterate(2),
+         iterate(3),
          static_cast<__nv_bfloat16*>(p.raw()),
          top.data<float>(),
          weight.data<float>(),

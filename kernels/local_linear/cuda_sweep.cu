@@ -72,16 +72,6 @@ __device__ __forceinline__ void split_pair(float a, float b, uint32_t (&to)[kTer
   }
 }
 
-/// Tensor cores cut what they add instead of rounding it. Where the answer is to be as good as f32's, the
-/// small products of a step meet in sums of their own, the largest one last, and the step is added with
-/// rounding: else each of the six products of three terms would cut the whole sum anew.
-template <int kTerms>
-constexpr bool kRoundedSums = kTerms == 3;
-__device__ __forceinline__ void add_rounded(float (&to)[4], const float (&x)[4]) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) to[i] += x[i];
-}
-
 constexpr bool counts(int i, int j, int terms_a, int terms_b) {
   return i + j < (terms_a > terms_b ? terms_a : terms_b);
 }
@@ -92,7 +82,6 @@ __global__ void __launch_bounds__(kThreads, (Layout<kWidth, kTerms, kWork, kWhat
   using L = Layout<kWidth, kTerms, kWork, kWhat>;
   constexpr int kKeys = L::kKeys, kSteps = kWidth / 16, kGroups = kKeys / 8;
   constexpr int kP = L::kHasP ? kWork : 0, kValueTerms = L::kValueTerms;
-  constexpr bool kRounded = kRoundedSums<kTerms>;
   extern __shared__ __align__(128) unsigned char memory[];
   const uint32_t q_at = shared_address(memory), p_at = q_at + kTerms * L::kRowPlane,
                  stages_at = q_at + L::kFixed;
@@ -182,37 +171,28 @@ __global__ void __launch_bounds__(kThreads, (Layout<kWidth, kTerms, kWork, kWhat
       if constexpr (!L::kKeep) load_rows(fresh, step);
       const uint32_t(&a)[kTerms + kP][4] = L::kKeep ? kept[L::kKeep ? step : 0] : fresh;
 #pragma unroll
-      for (int j = 0; j < kGroups / 2; ++j) {
-        float step_s[2][4] = {}, step_t[2][4] = {};
-        float(&s0)[4] = kRounded ? step_s[0] : s[2 * j], (&s1)[4] = kRounded ? step_s[1] : s[2 * j + 1];
-        float(&t0)[4] = kRounded ? step_t[0] : t[L::kHasP ? 2 * j : 0];
-        float(&t1)[4] = kRounded ? step_t[1] : t[L::kHasP ? 2 * j + 1 : 0];
+      for (int j = 0; j < kGroups / 2; ++j)
 #pragma unroll
-        for (int term = kTerms - 1; term >= 0; --term) {
+        for (int term = 0; term < kTerms; ++term) {
           uint32_t b[4];
           load_matrices(
               b, k_at + static_cast<uint32_t>(term * L::kKeyPlane) +
                      place<kWidth>(16 * j + (lane & 7) + (lane >> 4) * 8, 2 * step + ((lane >> 3) & 1)));
 #pragma unroll
-          for (int i = kTerms - 1; i >= 0; --i)
+          for (int i = 0; i < kTerms; ++i)
             if (counts(i, term, kTerms, kTerms)) {
-              multiply(s0, a[i], b[0], b[1], __nv_bfloat16{});
-              multiply(s1, a[i], b[2], b[3], __nv_bfloat16{});
+              multiply(s[2 * j], a[i], b[0], b[1], __nv_bfloat16{});
+              multiply(s[2 * j + 1], a[i], b[2], b[3], __nv_bfloat16{});
             }
           if constexpr (L::kHasP) {
 #pragma unroll
-            for (int i = kWork - 1; i >= 0; --i)
+            for (int i = 0; i < kWork; ++i)
               if (counts(i, term, kWork, kTerms)) {
-                multiply(t0, a[kTerms + i], b[0], b[1], __nv_bfloat16{});
-                multiply(t1, a[kTerms + i], b[2], b[3], __nv_bfloat16{});
+                multiply(t[2 * j], a[kTerms + i], b[0], b[1], __nv_bfloat16{});
+                multiply(t[2 * j + 1], a[kTerms + i], b[2], b[3], __nv_bfloat16{});
               }
           }
         }
-        if constexpr (kRounded) {
-          add_rounded(s[2 * j], s0), add_rounded(s[2 * j + 1], s1);
-          if constexpr (L::kHasP) add_rounded(t[2 * j], t0), add_rounded(t[2 * j + 1], t1);
-        }
-      }
     }
 
     const int64_t key0 = tile * kKeys;
@@ -264,23 +244,19 @@ __global__ void __launch_bounds__(kThreads, (Layout<kWidth, kTerms, kWork, kWhat
         for (int term = 0; term < kWork; ++term) a[term][i] = part[term];
       }
 #pragma unroll
-      for (int j = 0; j < kWidth / 16; ++j) {
-        float step_y[2][4] = {};
-        float(&y0)[4] = kRounded ? step_y[0] : y[2 * j], (&y1)[4] = kRounded ? step_y[1] : y[2 * j + 1];
+      for (int j = 0; j < kWidth / 16; ++j)
 #pragma unroll
-        for (int term = kValueTerms - 1; term >= 0; --term) {
+        for (int term = 0; term < kValueTerms; ++term) {
           uint32_t b[4];
           load_matrices_transposed(b, v_at + static_cast<uint32_t>(term * L::kKeyPlane) +
                                           place<kWidth>(16 * kk + (lane & 15), 2 * j + (lane >> 4)));
 #pragma unroll
-          for (int i = kWork - 1; i >= 0; --i)
+          for (int i = 0; i < kWork; ++i)
             if (counts(i, term, kWork, kValueTerms)) {
-              multiply(y0, a[i], b[0], b[1], __nv_bfloat16{});
-              multiply(y1, a[i], b[2], b[3], __nv_bfloat16{});
+              multiply(y[2 * j], a[i], b[0], b[1], __nv_bfloat16{});
+              multiply(y[2 * j + 1], a[i], b[2], b[3], __nv_bfloat16{});
             }
         }
-        if constexpr (kRounded) add_rounded(y[2 * j], y0), add_rounded(y[2 * j + 1], y1);
-      }
     }
   }
 

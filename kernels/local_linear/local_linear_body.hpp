@@ -41,6 +41,10 @@ ATTNBENCH_INLINE void each_vector(int64_t n, const Body& f) {
         [rest](float* p, F v) { store_part(p, v, rest); });
 }
 
+ATTNBENCH_INLINE D widen(F x) { return __builtin_convertvector(x, D); }
+ATTNBENCH_INLINE F narrow(D x) { return __builtin_convertvector(x, F); }
+ATTNBENCH_INLINE D splat_wide(double x) { return D{} + x; }
+
 /// Products and sum in f64: whether a row rests, and 1 - mu.rho where that is small, hang on dots.
 double dot(const float* a, const float* b, int64_t n) {
   D sum{};
@@ -185,31 +189,35 @@ void apply_covariance(const LocalLinearTile& t, const Work& w, int64_t c) {
   });
 }
 
-/// One iteration of one row from y = Cov p on.
+/// One iteration of one row from y = Cov p on. Scalars are f64: mu mu^T is most of Sigma, so that the first
+/// step takes nearly all of r away, and 2^-24 of what was there is much beside the rest.
 void step(const LocalLinearTile& t, const Work& w, int64_t row) {
   float *p = w.p + row * t.d, *y = w.y + row * t.d, *x = w.x + row * t.d, *r = w.r + row * t.d,
         *z = w.z + row * t.d;
   const float *mu = w.mu + row * t.d, *diagonal = w.diagonal + row * t.d;
   const double rr = t.jacobi ? dot(r, r, t.d) : w.rz[row];
   if (!(rr > w.limit[row]) || rr == __builtin_inf()) return;
-  const F ridge = splat(w.ridge[row]);
+  const D ridge = splat_wide(static_cast<double>(w.ridge[row]));
   for (int64_t c = 0; c < t.d; c += t.block) {
-    const F along = splat(static_cast<float>(dot(p + c, mu + c, t.block)));
+    const D along = splat_wide(dot(p + c, mu + c, t.block));
     each_vector(t.block, [&](int64_t i, auto get, auto put) {
-      put(y + c + i, get(y + c + i) + along * get(mu + c + i) + ridge * get(p + c + i));
+      put(y + c + i,
+          narrow(widen(get(y + c + i)) + along * widen(get(mu + c + i)) + ridge * widen(get(p + c + i))));
     });
   }
-  const F alpha = splat(static_cast<float>(w.rz[row] / (dot(p, y, t.d) + static_cast<double>(w.guard[row]))));
+  const D alpha = splat_wide(w.rz[row] / (dot(p, y, t.d) + static_cast<double>(w.guard[row])));
   each_vector(t.d, [&](int64_t i, auto get, auto put) {
-    put(x + i, get(x + i) + alpha * get(p + i));
-    const F left = get(r + i) - alpha * get(y + i);
+    put(x + i, narrow(widen(get(x + i)) + alpha * widen(get(p + i))));
+    const F left = narrow(widen(get(r + i)) - alpha * widen(get(y + i)));
     put(r + i, left);
     if (t.jacobi) put(z + i, left / get(diagonal + i));
   });
   const double next = dot(r, z, t.d);
-  const F beta = splat(static_cast<float>(next / w.rz[row]));
+  const D beta = splat_wide(next / w.rz[row]);
   w.rz[row] = next;
-  each_vector(t.d, [&](int64_t i, auto get, auto put) { put(p + i, get(z + i) + beta * get(p + i)); });
+  each_vector(t.d, [&](int64_t i, auto get, auto put) {
+    put(p + i, narrow(widen(get(z + i)) + beta * widen(get(p + i))));
+  });
 }
 
 void solve(const LocalLinearTile& t, const Work& w) {
