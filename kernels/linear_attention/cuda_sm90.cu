@@ -22,8 +22,8 @@ void by_kernel(const LinearAttentionArgs& args, const F& f) {
 
 // Heads that leave this share of the card to itself or less are not cut.
 constexpr double kFilled = 0.7;
-// Rows of a segment: k and v of all that are under way (512 bytes a row) stay in the cache.
-constexpr int64_t kSegmentRows = 1024;
+// Chunks of a segment: k and v of all that are under way (64 KiB a chunk) stay in the cache.
+constexpr int64_t kSegmentChunks = 6;
 // Fewer walks pass their states on more slowly than a card of 132 multiprocessors reads the rows between.
 constexpr int64_t kFewestWalks = 8;
 
@@ -50,11 +50,13 @@ bool chunk_on_hopper(Context& ctx, const LinearAttentionArgs& args) {
     const int64_t walks = args.q.dim(0) * args.q.dim(1) * tiles_e;
     const int64_t places = static_cast<int64_t>(backend.sm_count()) * S::kBlocksPerSm;
     const int64_t rounds = (walks + places - 1) / places;
-    const auto up = [](int64_t rows) { return (rows + kChunk - 1) / kChunk * kChunk; };
-    int64_t segment = up(n);
+    const int64_t chunks = (n + kChunk - 1) / kChunk;
+    int64_t whole = chunks;
     if (static_cast<double>(walks) < kFilled * static_cast<double>(rounds * places))
-      segment = std::min(segment, std::clamp<int64_t>(up(n * walks / places), kChunk, kSegmentRows));
-    const int64_t segments = (n + segment - 1) / segment;
+      whole = std::min(whole, std::clamp<int64_t>((chunks * walks + places - 1) / places, 1, kSegmentChunks));
+    // One segment for each place begins at once whatever its length; ramps pay where others follow.
+    w.cuts = Cuts::of(static_cast<int>(chunks), static_cast<int>(whole), whole == kSegmentChunks);
+    const int64_t segments = w.cuts.segments;
     if (segments > 1 && walks < kFewestWalks * S::kBlocksPerSm) return;
     if (segments * walks >= INT32_MAX / 2) return;
 
@@ -69,7 +71,6 @@ bool chunk_on_hopper(Context& ctx, const LinearAttentionArgs& args) {
     w.h = static_cast<int>(args.q.dim(1)), w.n = static_cast<int>(n);
     w.d = static_cast<int>(d), w.e = static_cast<int>(e);
     w.tiles_e = static_cast<int>(tiles_e), w.walks = static_cast<int>(walks);
-    w.segment = static_cast<int>(segment), w.segments = static_cast<int>(segments);
     w.items = static_cast<int>(segments * walks);
     Tensor memory;
     if (segments > 1) {

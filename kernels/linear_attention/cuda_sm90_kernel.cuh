@@ -1,26 +1,31 @@
 // Linear attention on Hopper, for bf16 and f16: warpgroup products, tensor-map copies, one warp that loads
 // and one or two warpgroups that compute.
 //
-// With D = E = 128 a row costs 1 KiB of memory traffic and 110 kFLOP, so memory is the bound: everything here
+// With D = E = 128 a row costs 1 KiB of memory traffic and 90 kFLOP, so memory is the bound: everything here
 // serves to read q, k and v once and to keep copies under way.
 //
-// A warpgroup owns 64 value columns of a head and walks chunks of 128 rows; the two of a block share q and k
-// and nothing else, so they never wait for each other. Its part of the state, transposed (64 x D), stays in
-// registers in f32 and is copied to shared memory in 16 bits once a chunk. Per chunk and tile of 64 rows:
+// A block walks chunks of 128 rows of a head. Two warpgroups share the work of 128 value columns twice over:
+// of the outputs each computes 64 rows, all columns, so that no score is computed twice; of the state,
+// transposed, each keeps 64 value columns (64 x D) in registers in f32 and copies them to shared memory in
+// 16 bits once a chunk. They meet in that copy alone, by two mbarriers: `state_full`, when both have written
+// it, and `state_free`, when both have read it. Heads of up to 64 columns have one warpgroup, which computes
+// both tiles of rows, and two blocks share a multiprocessor. Per chunk and tile of 64 rows:
 //     o = lambda^(row + 1) (q S)  +  ((q k^T) weighed) v        S <- lambda^rows S + k^T (weighed v)
 // Scores and weighed values go from registers into the next product. Tiles above the diagonal are left out.
+// Outputs leave through the warpgroup's own rows of q.
 //
-// Heads enough to fill the card walk alone. Fewer heads are cut into segments, which blocks take in order: a
-// block sums its segment's k v^T first (last chunk first, so that what is read last is what is read again),
-// then receives the state before its segment, passes on the state behind it, and only then walks. Its k and
-// v come from the L2 cache the second time. States go from block to block in words of a value and the number
-// of its segment, so that nobody waits for fences; every thread receives, adds and passes on its own
-// elements. Blocks draw segments from a counter: whoever waits, waits for a block that is running.
+// Heads enough to fill the card walk alone. Fewer heads are cut into segments (lengths: cuda_cuts.hpp), which
+// blocks take in order: a block sums its segment's k v^T first, then receives the state before its segment,
+// passes on the state behind it, and only then walks. Its k and v come from the L2 cache the second time.
+// States go from block to block in words of a value and the number of its segment, so that nobody waits for
+// fences; every thread receives, adds and passes on its own elements. Blocks draw segments from a counter:
+// whoever waits, waits for a block that is running.
 //
 // Weights are lambda^p with p >= 0, never a quotient. f16 has no range for sums: rows of scores, and states,
 // are stored as multiples of a power of two that puts their largest near 2^14; bf16 needs none.
 #pragma once
 #include "kernels/core/hopper.cuh"
+#include "kernels/linear_attention/cuda_cuts.hpp"
 #include "kernels/linear_attention/cuda_weights.cuh"
 
 namespace attnbench::cuda_linear {
@@ -35,6 +40,7 @@ constexpr int kBlockBytes = kChunk * kRowBytes;
 constexpr int kStages = 2;
 constexpr int kProducerThreads = 128;
 constexpr int kGroupBarrier = 1;  // and onwards: named barriers of one warpgroup
+constexpr int kBlockBarrier = 3;  // of all that compute
 constexpr unsigned kAll = 0xffffffffu;
 
 struct HopperWork {
@@ -47,9 +53,9 @@ struct HopperWork {
   int64_t o_strides[3];               // B, H, N
   int64_t in_strides[2], out_strides[2];
   int h, n, d, e;
-  int tiles_e, walks;     // walks: heads times tiles of value columns
-  int segment, segments;  // rows of a segment, a multiple of kChunk
-  int items;              // segments times walks, first segments first
+  int tiles_e, walks;  // walks: heads times tiles of value columns
+  Cuts cuts;
+  int items;  // segments times walks, first segments first
 };
 
 template <int kD, int kGroups>
@@ -59,22 +65,25 @@ struct Shape90 {
   static constexpr int kProducerRegisters = kGroups == 1 ? 40 : 24,
                        kConsumerRegisters = kGroups == 1 ? 216 : 240;
   static constexpr int kKeyBytes = kChunk * kD * 2, kValueBytes = kGroups * kBlockBytes;
-  static constexpr int kState = kD / 2;  // elements of the state a thread
+  static constexpr int kState = kD / 2;              // elements of the state a thread
+  static constexpr int kWidth = kColumns * kGroups;  // value columns of a block
+  static_assert(kWidth <= kD);                       // outputs leave through q's rows
 };
 
 template <int kD, int kGroups>
 struct Shared {
   using S = Shape90<kD, kGroups>;
-  alignas(1024) uint8_t q[kStages][S::kKeyBytes];
+  alignas(1024) uint8_t q[kStages][S::kKeyBytes];  // o on its way out, too
   alignas(1024) uint8_t k[kStages][S::kKeyBytes];
-  alignas(1024) uint8_t v[kStages][S::kValueBytes];  // o on its way out, too
-  alignas(1024) uint8_t state[kGroups][kColumns * kD * 2];
-  float power[kGroups][kChunk + 1];  ///< lambda^0 .. lambda^128
-  float slots[kGroups][4];           ///< largest elements of four warps
+  alignas(1024) uint8_t v[kStages][S::kValueBytes];
+  alignas(1024) uint8_t state[S::kWidth * kD * 2];  ///< columns of 64 d of all value columns
+  float power[kGroups][kChunk + 1];                 ///< lambda^0 .. lambda^128
+  float slots[kGroups][4];                          ///< largest elements of four warps
   int item[2];
   uint64_t item_full[2], item_empty[2];
   uint64_t q_full[kStages], q_empty[kStages];
   uint64_t k_full[kStages], k_empty[kStages], v_full[kStages], v_empty[kStages];
+  uint64_t state_full, state_free;
 };
 
 /// Counts uses of a ring of two buffers: which one, and the parity of its phase.
@@ -96,9 +105,9 @@ struct Place {
     segment = item / w.walks, walk = item - segment * w.walks;
     const int bh = walk / w.tiles_e;
     b = bh / w.h, head = bh - b * w.h;
-    first = segment * w.segment, end = min(first + w.segment, w.n);
+    first = w.cuts.begin(segment) * kChunk, end = min(w.cuts.begin(segment + 1) * kChunk, w.n);
     chunks = (end - first + kChunk - 1) / kChunk;
-    last = segment == w.segments - 1;
+    last = segment == w.cuts.segments - 1;
     e0 = walk - bh * w.tiles_e;  // times the columns of a block, by the caller
   }
 };
@@ -140,7 +149,7 @@ __device__ __forceinline__ void load_items(const HopperWork& w, Shared<kD, kGrou
     number = w.next ? atomicAdd(w.next, 1) : number + static_cast<int>(gridDim.x);
     if (!at.last)
 #pragma unroll 1
-      for (int c = at.chunks - 1; c >= 0; --c, kv.next()) {
+      for (int c = 0; c < at.chunks; ++c, kv.next()) {
         load_values(at, at.first + c * kChunk, true);
         load_keys(at, at.first + c * kChunk, true);
       }
@@ -161,15 +170,18 @@ __device__ __forceinline__ void load_items(const HopperWork& w, Shared<kD, kGrou
 
 // --- the consumers ---
 
-template <class T, int kD, int kGroups>
+/// Warpgroup `group` of kGroups: its tiles of rows of the outputs, its columns of the state.
+template <class T, int kD, int kGroups, int group>
 struct Consumer {
   using S = Shape90<kD, kGroups>;
   static constexpr bool kScaled = std::is_same_v<T, __half>;
+  static constexpr int kWidth = S::kWidth;
+  static constexpr int kUpper = kGroups == 1 ? 1 : group;  // the tile of rows that is computed first
   const HopperWork& w;
   Shared<kD, kGroups>& s;
-  const int group;
   int thread;  // of the group
   Ring item, q, kv;
+  uint32_t published = 0;       // the parity of the state that is read next
   float state[S::kState] = {};  // [value column][d]: rows lane / 4 and + 8 of the warp's 16
   int state_shift = 0;          // the state in shared memory counts 2^state_shift
 
@@ -217,21 +229,20 @@ struct Consumer {
     }
   }
   // q S of a tile of queries.
-  __device__ __forceinline__ void issue_inherited(float (&o)[kColumns / 2], uint32_t queries) {
-    const uint64_t a = hopper::descriptor(queries, 16),
-                   b = hopper::descriptor(shared_address(s.state[group]), 16);
+  __device__ __forceinline__ void issue_inherited(float (&o)[kWidth / 2], uint32_t queries) {
+    const uint64_t a = hopper::descriptor(queries, 16), b = hopper::descriptor(shared_address(s.state), 16);
 #pragma unroll
     for (int i = 0; i < kD / 16; ++i)
-      hopper::Product<T, kColumns>::shared(o, a + (i / 4 * kBlockBytes + i % 4 * 32) / 16,
-                                           b + (i / 4 * kColumns * kRowBytes + i % 4 * 32) / 16, i > 0);
+      hopper::Product<T, kWidth>::shared(o, a + (i / 4 * kBlockBytes + i % 4 * 32) / 16,
+                                         b + (i / 4 * kWidth * kRowBytes + i % 4 * 32) / 16, i > 0);
   }
   // o += weights v over 64 keys.
-  __device__ __forceinline__ void issue_values(float (&o)[kColumns / 2], const uint32_t (&weights)[kTile / 4],
+  __device__ __forceinline__ void issue_values(float (&o)[kWidth / 2], const uint32_t (&weights)[kTile / 4],
                                                uint32_t values) {
     const uint64_t b = hopper::descriptor(values, kBlockBytes);
 #pragma unroll
     for (int i = 0; i < kTile / 16; ++i)
-      hopper::Product<T, kColumns>::registers(o, weights + 4 * i, b + i * 16 * kRowBytes / 16, 1);
+      hopper::Product<T, kWidth>::registers(o, weights + 4 * i, b + i * 16 * kRowBytes / 16, 1);
   }
   // state [+]= (weighed v)^T k.
   __device__ __forceinline__ void issue_update(const uint32_t (&values)[kChunk / 4], uint32_t keys,
@@ -301,208 +312,254 @@ struct Consumer {
   }
   /// o, which is q S of tile kTileOf, times lambda^(row + 1) and the factors of weigh_scores.
   template <int kTileOf>
-  __device__ __forceinline__ void weigh_inherited(float (&o)[kColumns / 2], const float (&factor)[2]) {
+  __device__ __forceinline__ void weigh_inherited(float (&o)[kWidth / 2], const float (&factor)[2]) {
     const float* elapsed = s.power[group] + kTile * kTileOf + 16 * warp() + lane() / 4 + 1;
     const float due[2] = {elapsed[0] * factor[0], elapsed[8] * factor[1]};
 #pragma unroll
-    for (int i = 0; i < kColumns / 2; ++i) o[i] *= due[i / 2 % 2];
+    for (int i = 0; i < kWidth / 2; ++i) o[i] *= due[i / 2 % 2];
   }
-  __device__ __forceinline__ void narrow_outputs(const float (&o)[kColumns / 2], uint32_t (&to)[kColumns / 4],
+  __device__ __forceinline__ void narrow_outputs(const float (&o)[kWidth / 2], uint32_t (&to)[kWidth / 4],
                                                  const int (&shift)[2]) {
 #pragma unroll
-    for (int i = 0; i < kColumns / 4; ++i) {
+    for (int i = 0; i < kWidth / 4; ++i) {
       const float scale = kScaled ? power_of_two(shift[i % 2]) : 1.0f;
       to[i] = pack(o[2 * i] * scale, o[2 * i + 1] * scale, T{});
     }
   }
 
-  /// The state as an operand. Contains a barrier, behind which the old operand must not be needed; the
-  /// caller's next one makes the new one visible.
+  /// The state as an operand, when everybody has read the one before.
   __device__ __forceinline__ void publish() {
+    hopper::barrier_wait(shared_address(&s.state_free), published ^ 1);
     float scale = 1.0f;
     if constexpr (kScaled) {
+      // One unit for all columns: they are columns of one product.
       float most = 0.0f;
 #pragma unroll
       for (int i = 0; i < S::kState; ++i) most = fmaxf(most, fabsf(state[i]));
 #pragma unroll
       for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(kAll, most, step));
       if (lane() == 0) s.slots[group][warp()] = most;
-    }
-    gather();
-    if constexpr (kScaled) {
-      const float* slots = s.slots[group];
-      state_shift = range_shift(fmaxf(fmaxf(slots[0], slots[1]), fmaxf(slots[2], slots[3])));
+      hopper::named_sync(kBlockBarrier, 128 * kGroups);
+#pragma unroll
+      for (int i = 0; i < 4 * kGroups; ++i) most = fmaxf(most, s.slots[i / 4][i % 4]);
+      state_shift = range_shift(most);
       scale = power_of_two(-state_shift);
     }
-    const uint32_t to = shared_address(s.state[group]);
+    const uint32_t to = shared_address(s.state) + group * kColumns * kRowBytes;
 #pragma unroll
     for (int c = 0; c < kD / 16; ++c) {
       const int row = 16 * warp() + lane() % 16, piece = 2 * c + lane() / 16;
       const float* x = state + 8 * c;
-      store_matrices(to + static_cast<uint32_t>((piece / 8 * kColumns + row) * kRowBytes +
-                                                ((piece % 8) ^ (row & 7)) * 16),
-                     pack(x[0] * scale, x[1] * scale, T{}), pack(x[2] * scale, x[3] * scale, T{}),
-                     pack(x[4] * scale, x[5] * scale, T{}), pack(x[6] * scale, x[7] * scale, T{}));
+      store_matrices(
+          to + static_cast<uint32_t>((piece / 8 * kWidth + row) * kRowBytes + ((piece % 8) ^ (row & 7)) * 16),
+          pack(x[0] * scale, x[1] * scale, T{}), pack(x[2] * scale, x[3] * scale, T{}),
+          pack(x[4] * scale, x[5] * scale, T{}), pack(x[6] * scale, x[7] * scale, T{}));
     }
     hopper::fence_async_proxy();
+    release(s.state_full);
+  }
+  /// This warp's products with the published state are done.
+  __device__ __forceinline__ void forget_published() {
+    release(s.state_free);
+    published ^= 1;
   }
 
-  /// Outputs of both tiles through the warp's rows of the chunk's values, which nobody reads any more.
-  __device__ __forceinline__ void write_out(const Place& at, const uint32_t (&low)[kColumns / 4],
-                                            const uint32_t (&high)[kColumns / 4], int row, int rows) {
-    const uint32_t buffer = shared_address(s.v[kv.index]) + group * kBlockBytes;
+  /// Outputs of a tile through the warp's rows of its queries, which nobody reads any more.
+  template <int kTileOf>
+  __device__ __forceinline__ void write_out(const Place& at, const uint32_t (&x)[kWidth / 4], int row,
+                                            int rows) {
+    constexpr int kPieces = kWidth / 8, kAtOnce = 32 / kPieces;  // 16 bytes each; rows of a warp's access
+    const uint32_t buffer = shared_address(s.q[q.index]) + (kTile * kTileOf + 16 * warp()) * kRowBytes;
+    gather();  // all warps' products with the queries are done
 #pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const uint32_t(&x)[kColumns / 4] = tile == 0 ? low : high;
-#pragma unroll
-      for (int c = 0; c < kColumns / 16; ++c) {
-        const int r = kTile * tile + 16 * warp() + lane() % 16, piece = 2 * c + lane() / 16;
-        store_matrices(buffer + static_cast<uint32_t>(r * kRowBytes + (piece ^ (r & 7)) * 16), x[4 * c],
-                       x[4 * c + 1], x[4 * c + 2], x[4 * c + 3]);
-      }
+    for (int c = 0; c < kWidth / 16; ++c) {
+      const int r = lane() % 16, piece = 2 * c + lane() / 16;
+      store_matrices(buffer + static_cast<uint32_t>(piece / 8 * kBlockBytes + r * kRowBytes +
+                                                    ((piece % 8) ^ (r & 7)) * 16),
+                     x[4 * c], x[4 * c + 1], x[4 * c + 2], x[4 * c + 3]);
     }
     __syncwarp();
-    uint4 pieces[8];
+    uint4 pieces[16 / kAtOnce];
+    const int piece = lane() % kPieces, r0 = lane() / kPieces;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = kTile * (i / 4) + 16 * warp() + i % 4 * 4 + lane() / 8, piece = lane() % 8;
-      pieces[i] = load_shared4(buffer + static_cast<uint32_t>(r * kRowBytes + (piece ^ (r & 7)) * 16));
+    for (int i = 0; i < 16 / kAtOnce; ++i) {
+      const int r = i * kAtOnce + r0;
+      pieces[i] = load_shared4(buffer + static_cast<uint32_t>(piece / 8 * kBlockBytes + r * kRowBytes +
+                                                              ((piece % 8) ^ (r & 7)) * 16));
     }
-    // The buffer is given back before the rows leave for memory: the fence would wait for them.
-    hopper::fence_async_proxy();
-    release(s.v_empty[kv.index]);
-    const int column = (at.e0 * kGroups + group) * kColumns + lane() % 8 * 8;
+    if constexpr (kTileOf == 0 || kGroups == 2) {
+      // The buffer is given back before the rows leave for memory: the fence would wait for them.
+      hopper::fence_async_proxy();
+      release(s.q_empty[q.index]);
+    }
+    const int column = at.e0 * kWidth + piece * 8, first = kTile * kTileOf + 16 * warp() + r0;
     T* out = static_cast<T*>(w.o) + at.b * w.o_strides[0] + at.head * w.o_strides[1] + column;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = kTile * (i / 4) + 16 * warp() + i % 4 * 4 + lane() / 8;
+    for (int i = 0; i < 16 / kAtOnce; ++i) {
+      const int r = first + i * kAtOnce;
       if (r < rows && column < w.e)
         __stcs(reinterpret_cast<uint4*>(out + static_cast<int64_t>(row + r) * w.o_strides[2]), pieces[i]);
     }
   }
 
-  /// Outputs of a chunk, and the state behind it. Registers hold one tile of scores, outputs and weights at a
-  /// time; what one warpgroup waits for, the other computes under.
+  /// The second tile's product with the first tile's keys, behind its own diagonal's: x holds the scores.
+  __device__ __forceinline__ void add_far(float (&x)[kTile / 2], float (&o)[kWidth / 2],
+                                          uint32_t (&weights)[kTile / 4], float (&factor)[2], int (&shift)[2],
+                                          uint32_t values) {
+    weigh_scores<true>(x, weights, factor, shift);
+    if constexpr (kScaled) {
+#pragma unroll
+      for (int i = 0; i < kWidth / 2; ++i) o[i] *= factor[i / 2 % 2];
+    }
+    hopper::pin(x);
+    hopper::pin(o);
+    hopper::pin(weights);
+    hopper::product_fence();
+    issue_values(o, weights, values);
+    hopper::product_commit();
+  }
+
+  /// Outputs of a chunk, and, unless it ends the item, the state behind it for the next one. Products run
+  /// in the order of issue; what is done in registers between is done under those ahead.
   __device__ __forceinline__ void chunk(const Place& at, int row, int rows) {
-    const uint32_t q0 = shared_address(s.q[q.index]), q1 = q0 + kTile * kRowBytes,
-                   k0 = shared_address(s.k[kv.index]), k1 = k0 + kTile * kRowBytes,
-                   v0 = shared_address(s.v[kv.index]) + group * kBlockBytes, v1 = v0 + kTile * kRowBytes;
-    float x[kTile / 2] = {}, o[kColumns / 2] = {}, factor[2];
-    uint32_t weights[kTile / 4], weighed[kChunk / 4], low[kColumns / 4], high[kColumns / 4];
-    int shift[2] = {state_shift, state_shift};
+    const bool ends = row + rows >= at.end;
+    const uint32_t q0 = shared_address(s.q[q.index]), qu = q0 + kUpper * kTile * kRowBytes,
+                   k0 = shared_address(s.k[kv.index]), ku = k0 + kUpper * kTile * kRowBytes,
+                   v0 = shared_address(s.v[kv.index]), vu = v0 + kUpper * kTile * kRowBytes;
+    float x[kTile / 2] = {}, o[kWidth / 2] = {}, factor[2];
+    uint32_t weights[kTile / 4], weighed[kChunk / 4], narrowed[kWidth / 4];
+    int shift[2];
     forget_addresses();
 
-    // The state in registers goes ahead of the one in shared memory, which the outputs need.
+    hopper::barrier_wait(shared_address(&s.k_full[kv.index]), kv.phase);
+    hopper::barrier_wait(shared_address(&s.q_full[q.index]), q.phase);
+    hopper::pin(x);
+    hopper::product_fence();
+    issue_scores(x, qu, ku);
+    hopper::product_commit();
+
+    // Under the scores: this warpgroup's columns of the values, for the next state.
     hopper::barrier_wait(shared_address(&s.v_full[kv.index]), kv.phase);
-    weigh_values(weighed, v0, rows);
+    weigh_values(weighed, v0 + group * kBlockBytes, rows);
     const float kept = s.power[group][rows];
 #pragma unroll
     for (int i = 0; i < S::kState; ++i) state[i] *= kept;
-    hopper::barrier_wait(shared_address(&s.k_full[kv.index]), kv.phase);
-    hopper::barrier_wait(shared_address(&s.q_full[q.index]), q.phase);
     hopper::pin(state);
     hopper::pin(weighed);
-    hopper::pin(x);
-    hopper::pin(o);
     hopper::product_fence();
-    issue_scores(x, q0, k0);
-    hopper::product_commit();
     issue_update(weighed, k0, true);
-    issue_inherited(o, q0);
     hopper::product_commit();
 
-    // The first tile of rows, with its own keys.
+    // Under the update: the scores' weights. The other warpgroup's half of the state is needed only now.
     hopper::product_wait<1>();
     hopper::pin(x);
+    shift[0] = shift[1] = state_shift;
     weigh_scores<false>(x, weights, factor, shift);
-    hopper::product_wait<0>();
+    hopper::barrier_wait(shared_address(&s.state_full), published);
+    hopper::pin(o);
+    hopper::product_fence();
+    issue_inherited(o, qu);
+    hopper::product_commit();
+    hopper::product_wait<1>();
     hopper::pin(state);
     hopper::pin(weighed);
-    hopper::pin(o);
-    weigh_inherited<0>(o, factor);
-    hopper::pin(x);
-    hopper::pin(o);
-    hopper::pin(weights);
-    hopper::product_fence();
-    issue_values(o, weights, v0);
-    issue_scores(x, q1, k0);
-    hopper::product_commit();
-    hopper::product_wait<0>();
-    hopper::pin(x);
-    hopper::pin(o);
-    hopper::pin(weights);
-    narrow_outputs(o, low, shift);
-
-    // The second tile, with the first keys and with its own.
-    hopper::pin(o);
-    hopper::product_fence();
-    issue_inherited(o, q1);
-    hopper::product_commit();
-    shift[0] = shift[1] = state_shift;
-    weigh_scores<true>(x, weights, factor, shift);
-    hopper::product_wait<0>();
-    hopper::pin(o);
-    weigh_inherited<1>(o, factor);
-    hopper::pin(x);
-    hopper::pin(o);
-    hopper::pin(weights);
-    hopper::product_fence();
-    issue_scores(x, q1, k1);
-    hopper::product_commit();
-    issue_values(o, weights, v0);
-    hopper::product_commit();
-    hopper::product_wait<1>();
-    hopper::pin(x);
-    release(s.q_empty[q.index]);
-    release(s.k_empty[kv.index]);
-    uint32_t last[kTile / 4];
-    weigh_scores<false>(x, last, factor, shift);
-    hopper::product_wait<0>();
-    hopper::pin(o);
-    hopper::pin(weights);
-    if constexpr (kScaled) {
-#pragma unroll
-      for (int i = 0; i < kColumns / 2; ++i) o[i] *= factor[i / 2 % 2];
+    if constexpr (kUpper == 1) {
+      hopper::pin(x);
+      hopper::product_fence();
+      issue_scores(x, qu, k0);
+      hopper::product_commit();
     }
+    hopper::product_wait<kUpper>();
     hopper::pin(o);
-    hopper::pin(last);
+    if constexpr (kGroups == 2) forget_published();
+    weigh_inherited<kUpper>(o, factor);
+    hopper::pin(o);
+    hopper::pin(weights);
     hopper::product_fence();
-    issue_values(o, last, v1);
+    issue_values(o, weights, vu);
     hopper::product_commit();
-    publish();  // its barrier: all warps are done with the old operand
+    if constexpr (kUpper == 1) {
+      hopper::product_wait<0>();
+      hopper::pin(x);
+      hopper::pin(o);
+      hopper::pin(weights);
+      add_far(x, o, weights, factor, shift, v0);
+    }
+    if constexpr (kGroups == 2) {
+      if (!ends) publish();
+    }
     hopper::product_wait<0>();
     hopper::pin(o);
-    hopper::pin(last);
-    narrow_outputs(o, high, shift);
-    gather();  // the new operand is there, and all warps are done with the values
-    write_out(at, low, high, row, rows);
+    hopper::pin(weights);
+    narrow_outputs(o, narrowed, shift);
+    if constexpr (kGroups == 1) {
+      // The lower tile, whose products run while the upper one leaves.
+      hopper::pin(o);
+      hopper::pin(x);
+      hopper::product_fence();
+      issue_scores(x, q0, k0);
+      hopper::product_commit();
+      issue_inherited(o, q0);
+      hopper::product_commit();
+      write_out<1>(at, narrowed, row, rows);
+      hopper::product_wait<1>();
+      hopper::pin(x);
+      shift[0] = shift[1] = state_shift;
+      weigh_scores<false>(x, weights, factor, shift);
+      hopper::product_wait<0>();
+      hopper::pin(o);
+      forget_published();
+      weigh_inherited<0>(o, factor);
+      hopper::pin(o);
+      hopper::pin(weights);
+      hopper::product_fence();
+      issue_values(o, weights, v0);
+      hopper::product_commit();
+      if (!ends) publish();
+      hopper::product_wait<0>();
+      hopper::pin(o);
+      hopper::pin(weights);
+      narrow_outputs(o, narrowed, shift);
+    }
+    release(s.k_empty[kv.index]);
+    release(s.v_empty[kv.index]);
+    write_out<kGroups == 1 ? 0 : kUpper>(at, narrowed, row, rows);
     q.next(), kv.next();
   }
 
-  /// total += the segment's own sum of k v^T, weighed to its end.
-  __device__ __forceinline__ void sum_segment(const Place& at, const Decay& decay,
-                                              float (&total)[S::kState]) {
-    for (int c = at.chunks - 1; c >= 0; --c) {
-      const int left = at.end - at.first - c * kChunk, rows = min(left, kChunk);
-      uint32_t weighed[kChunk / 4];
+  /// state = the segment's own sum of k v^T, weighed to its end. The next chunk's values are weighed under
+  /// this one's product.
+  __device__ __forceinline__ void sum_segment(int rows) {
+    Ring ahead = kv;
+    const auto weigh_next = [&](uint32_t(&to)[kChunk / 4], int there) {
       forget_addresses();
-      hopper::barrier_wait(shared_address(&s.v_full[kv.index]), kv.phase);
-      weigh_values(weighed, shared_address(s.v[kv.index]) + group * kBlockBytes, rows);
-      release(s.v_empty[kv.index]);
+      hopper::barrier_wait(shared_address(&s.v_full[ahead.index]), ahead.phase);
+      weigh_values(to, shared_address(s.v[ahead.index]) + group * kBlockBytes, there);
+      release(s.v_empty[ahead.index]);
+      ahead.next();
+    };
+    uint32_t weighed[kChunk / 4], next[kChunk / 4];
+    weigh_next(weighed, min(rows, kChunk));
+#pragma unroll 1
+    for (int done = 0; done < rows; done += kChunk) {
+      const float kept = s.power[group][min(rows - done, kChunk)];
+#pragma unroll
+      for (int i = 0; i < S::kState; ++i) state[i] = done > 0 ? state[i] * kept : 0.0f;
       hopper::barrier_wait(shared_address(&s.k_full[kv.index]), kv.phase);
       hopper::pin(state);
       hopper::pin(weighed);
       hopper::product_fence();
-      issue_update(weighed, shared_address(s.k[kv.index]), false);
+      issue_update(weighed, shared_address(s.k[kv.index]), true);
       hopper::product_commit();
+      const int left = rows - done - kChunk;
+      if (left > 0) weigh_next(next, min(left, kChunk));
       hopper::product_wait<0>();
       hopper::pin(state);
       hopper::pin(weighed);
       release(s.k_empty[kv.index]);
       kv.next();
-      const float later = decay.at(left - rows);
 #pragma unroll
-      for (int i = 0; i < S::kState; ++i) total[i] += later * state[i];
+      for (int i = 0; i < kChunk / 4; ++i) weighed[i] = next[i];
     }
   }
 
@@ -575,13 +632,15 @@ struct Consumer {
       if (at.last) {
         inherit<false>(at, [](int, float x) { return x; });
       } else {
-        float total[S::kState] = {};
-        sum_segment(at, decay, total);
+        sum_segment(at.end - at.first);
+        float own[S::kState];
+#pragma unroll
+        for (int i = 0; i < S::kState; ++i) own[i] = state[i];
         const float kept = decay.at(at.end - at.first);
-        inherit<true>(at, [&](int i, float x) { return kept * x + total[i]; });
+        inherit<true>(at, [&](int i, float x) { return kept * x + own[i]; });
       }
       publish();
-      gather();
+#pragma unroll 1
       for (int row = at.first; row < at.end; row += kChunk) chunk(at, row, min(at.end - row, kChunk));
       if (at.last && w.state_out) {
         float* to = w.state_out + at.b * w.out_strides[0] + at.head * w.out_strides[1];
@@ -611,6 +670,8 @@ __global__ void __launch_bounds__(Shape90<kD, kGroups>::kThreads, Shape90<kD, kG
       for (uint64_t* empty : {&s.q_empty[i], &s.k_empty[i], &s.v_empty[i]})
         hopper::barrier_init(shared_address(empty), 4 * kGroups);
     }
+    hopper::barrier_init(shared_address(&s.state_full), 4 * kGroups);
+    hopper::barrier_init(shared_address(&s.state_free), 4 * kGroups);
     hopper::fence_barrier_init();
   }
   __syncthreads();
@@ -621,8 +682,11 @@ __global__ void __launch_bounds__(Shape90<kD, kGroups>::kThreads, Shape90<kD, kG
     if (threadIdx.x == 0) load_items<kD, kGroups>(w, s);
   } else {
     hopper::take_registers<S::kConsumerRegisters>();
-    Consumer<T, kD, kGroups> consumer{w, s, warpgroup - 1, static_cast<int>(threadIdx.x % 128)};
-    consumer.run();
+    const auto thread = static_cast<int>(threadIdx.x % 128);
+    if (kGroups == 1 || warpgroup == 1)
+      Consumer<T, kD, kGroups, 0>{w, s, thread}.run();
+    else
+      Consumer<T, kD, kGroups, kGroups - 1>{w, s, thread}.run();
   }
 #endif
 }
