@@ -154,7 +154,7 @@ inline bool same_bits(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-/// Runs a test body with each instruction set that this machine has.
+/// Runs a test body with each instruction set that this machine has; AVX-512 without AMX as well.
 template <class Body>
 void each_isa(const Body& body) {
   const Isa widest = best_isa();
@@ -165,6 +165,11 @@ void each_isa(const Body& body) {
     body();
   }
   limit_isa(Isa::avx512);
+  if (!has_amx_bf16()) return;
+  hide_amx(true);
+  INFO("AMX hidden");
+  body();
+  hide_amx(false);
 }
 
 }  // namespace attnbench::testing

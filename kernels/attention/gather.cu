@@ -9,6 +9,7 @@
 
 #include "kernels/attention/gather.cuh"
 #include "kernels/attention/rows.cuh"
+#include "kernels/core/cluster.cuh"
 #include "kernels/core/cuda_kernel.cuh"
 
 namespace attnbench::cuda_attention {
@@ -17,8 +18,6 @@ namespace {
 constexpr int kGatherThreads = 512;
 /// Rows of K and of V that a team has under way: 64 registers of a thread.
 constexpr int kRows = 8;
-/// Blocks of a cluster; 8 is what every card with clusters grants.
-constexpr int kMostParts = 8;
 /// Entries of a list from which on another block of the cluster is worth its share of the last steps.
 constexpr int64_t kFewEntries = 64;
 /// Entries that a block of the cluster takes at most while multiprocessors are idle: the kernel that splits
@@ -36,35 +35,6 @@ struct GatherCall {
   float to_log2;
 };
 
-__device__ inline void cluster_arrive() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-__device__ inline void cluster_wait() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#endif
-}
-/// *x = to in the shared memory of the cluster's first block.
-__device__ inline void store_in_first(float* x, float to) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n.reg .u32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, 0;\n"
-      "st.shared::cluster.f32 [there], %1;\n}" ::"r"(shared_address(x)),
-      "f"(to)
-      : "memory");
-#endif
-}
-
-template <class T>
-__device__ __forceinline__ void widen_eight(const uint4& x, float (&to)[8]) {
-  T eight[8];
-  memcpy(eight, &x, sizeof x);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = widen(eight[i]);
-}
 /// 2^(x - top), where a top of -inf stands for no score above it: 2^x then, which leaves NaN what it is.
 __device__ __forceinline__ float weight_of(float x, float top) {
   return exp2_fast(top == -INFINITY ? x : x - top);
@@ -95,12 +65,12 @@ __device__ __forceinline__ void merge(const Partial<D>* parts, int count, int c,
 template <class T, int D>
 __global__ void __launch_bounds__(kGatherThreads, 1) gather_kernel(const __grid_constant__ GatherCall<T> p) {
   constexpr int kLanes = D / 8, kTeams = kGatherThreads / kLanes;
-  __shared__ Partial<D> team_part[kTeams], block_part[kMostParts];
+  __shared__ Partial<D> team_part[kTeams], block_part[cluster::kMostParts];
   const int thread = static_cast<int>(threadIdx.x), team = thread / kLanes, lane = thread % kLanes;
   const int unit = static_cast<int>(blockIdx.x) / p.parts, part = static_cast<int>(blockIdx.x) % p.parts;
   const int b = unit / p.heads, h = unit - b * p.heads, kv_head = h / p.group;
   // The first block must have begun before others write to it.
-  if (p.parts > 1) cluster_arrive();
+  if (p.parts > 1) cluster::arrive();
 
   int64_t begin = p.list.begin.at(b, h, 0);
   int64_t count = min(p.list.size - begin, static_cast<int64_t>(p.list.count.at(b, h, 0)));
@@ -110,7 +80,7 @@ __global__ void __launch_bounds__(kGatherThreads, 1) gather_kernel(const __grid_
   const T* k = p.k + b * p.k_b + kv_head * p.k_h + 8 * lane;
   const T* v = p.v + b * p.v_b + kv_head * p.v_h + 8 * lane;
   float q[8], o[8] = {}, top = -INFINITY, sum = 0.0f;
-  widen_eight<T>(*reinterpret_cast<const uint4*>(p.q + b * p.q_b + h * p.q_h + 8 * lane), q);
+  widen_pack<T>(*reinterpret_cast<const uint4*>(p.q + b * p.q_b + h * p.q_h + 8 * lane), q);
 
 #pragma unroll 1
   for (int64_t base = begin; base < end; base += kRows * kTeams) {
@@ -135,7 +105,7 @@ __global__ void __launch_bounds__(kGatherThreads, 1) gather_kernel(const __grid_
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       float x[8], dot = 0.0f;
-      widen_eight<T>(key_row[i], x);
+      widen_pack<T>(key_row[i], x);
 #pragma unroll
       for (int e = 0; e < 8; ++e) dot = fmaf(q[e], x[e], dot);
       // Teams of a warp have the same number of rows, here or not: all lanes take part.
@@ -150,7 +120,7 @@ __global__ void __launch_bounds__(kGatherThreads, 1) gather_kernel(const __grid_
     for (int i = 0; i < kRows; ++i) {
       const float weight = key[i] >= 0 ? weight_of(score[i], top) : 0.0f;
       float x[8];
-      widen_eight<T>(value_row[i], x);
+      widen_pack<T>(value_row[i], x);
       sum += weight;
 #pragma unroll
       for (int e = 0; e < 8; ++e) o[e] = fmaf(weight, x[e], o[e]);
@@ -165,12 +135,12 @@ __global__ void __launch_bounds__(kGatherThreads, 1) gather_kernel(const __grid_
   float block_top = -INFINITY, block_sum = 0.0f, block_o = 0.0f;
   if (thread < D) merge<D>(team_part, kTeams, thread, block_top, block_sum, block_o);
   if (p.parts > 1) {
-    cluster_wait();
-    if (thread < D) store_in_first(&block_part[part].o[thread], block_o);
+    cluster::wait();
+    if (thread < D) cluster::store(&block_part[part].o[thread], block_o, 0);
     if (thread == 0)
-      store_in_first(&block_part[part].top, block_top), store_in_first(&block_part[part].sum, block_sum);
-    cluster_arrive();
-    cluster_wait();
+      cluster::store(&block_part[part].top, block_top, 0), cluster::store(&block_part[part].sum, block_sum, 0);
+    cluster::arrive();
+    cluster::wait();
     if (part > 0) return;
     if (thread < D) merge<D>(block_part, p.parts, thread, block_top, block_sum, block_o);
   }
@@ -190,24 +160,7 @@ void launch_one(Context& ctx, const Params& p, const GatherPlan& plan) {
   c.list = p.gather;
   c.heads = static_cast<int>(p.heads), c.group = p.group, c.keys = static_cast<int>(p.m);
   c.parts = plan.parts, c.to_log2 = p.scale * kLog2e;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.units) * static_cast<unsigned>(plan.parts));
-  config.blockDim = dim3(kGatherThreads);
-  config.stream = stream_of(ctx);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(plan.parts);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = plan.parts > 1 ? 1 : 0;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, gather_kernel<T, D>, c));
-}
-
-/// Rows that 16-byte loads can take.
-bool aligned(const Tensor& t) {
-  bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
-  for (int a = 0; a < 3; ++a) ok = ok && (t.dim(a) <= 1 || t.stride(a) % 8 == 0);
-  return ok;
+  cluster::launch(ctx, gather_kernel<T, D>, plan.units, plan.parts, kGatherThreads, 0, c);
 }
 
 }  // namespace
@@ -219,7 +172,7 @@ bool plan_gather(const CudaBackend& backend, const AttentionArgs& a, const Param
   if (backend.compute_capability() < 90) return no("the card has no clusters");
   if (a.q.dtype() == DType::f32 || p.d != p.e || (p.d != 64 && p.d != 128))
     return no("rows are not 64 or 128 elements of 16 bits");
-  if (!aligned(a.q) || !aligned(a.k) || !aligned(a.v)) return no("rows are not aligned to 16 bytes");
+  if (!packable(a.q, 16) || !packable(a.k, 16) || !packable(a.v, 16)) return no("rows are not aligned to 16 bytes");
   if (p.soft_cap > 0 || p.bias_type != BiasType::none || p.slope || p.relative || p.relative_keys ||
       p.relative_values || p.sink || !(p.scale > 0))
     return no("scores need more than a factor");
@@ -235,10 +188,10 @@ bool plan_gather(const CudaBackend& backend, const AttentionArgs& a, const Param
   if (a.split_keys > 0) return no("the number of parts is given");
   const int64_t units = p.batch * p.heads, sms = backend.sm_count();
   const int64_t lists = std::max<int64_t>(1, a.mask->gather.count.numel()), entries = p.gather.size / lists;
-  if (units > INT32_MAX / kMostParts || p.m > INT32_MAX || p.gather.size > INT32_MAX)
+  if (units > INT32_MAX / cluster::kMostParts || p.m > INT32_MAX || p.gather.size > INT32_MAX)
     return no("more rows than 32 bits hold");
   int64_t parts = 1;
-  while (2 * parts <= kMostParts && 2 * parts * units <= sms && 2 * parts * kFewEntries <= entries)
+  while (2 * parts <= cluster::kMostParts && 2 * parts * units <= sms && 2 * parts * kFewEntries <= entries)
     parts *= 2;
   if (parts * units < sms / 2 && entries > kMostEntries * parts) return no("long lists of few heads");
   plan.units = static_cast<int>(units), plan.parts = static_cast<int>(parts);

@@ -94,6 +94,14 @@ __device__ void load_wide(const T* p, float (&v)[N]) {
 #pragma unroll
   for (int i = 0; i < N; ++i) v[i] = widen(t[i]);
 }
+/// Eight elements of T that were loaded as one.
+template <class T>
+__device__ __forceinline__ void widen_pack(const uint4& x, float (&to)[8]) {
+  T eight[8];
+  memcpy(eight, &x, sizeof x);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) to[i] = widen(eight[i]);
+}
 template <int N, class T>
 __device__ void store_narrow(T* p, const float (&v)[N]) {
   T t[N];

@@ -34,6 +34,7 @@ Isa detect() {
 }
 
 std::atomic<Isa> limit{Isa::avx512};
+std::atomic<bool> amx_hidden{false};
 
 }  // namespace
 
@@ -52,9 +53,11 @@ bool has_avx512_bf16() {
 #endif
 }
 
+void hide_amx(bool hidden) { amx_hidden = hidden; }
+
 bool has_amx_bf16() {
 #if defined(__x86_64__)
-  if (!has_avx512_bf16()) return false;
+  if (!has_avx512_bf16() || amx_hidden) return false;
   static const bool usable =
       __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") && request_tiles();
   return usable;

@@ -21,6 +21,8 @@ bool has_avx512_bf16();
 /// Whether the processor has AMX's bf16 tile products and the system lets this process use them (Linux asks
 /// for a request, once, and answers for all threads). Implies has_avx512_bf16().
 bool has_amx_bf16();
+/// For tests and comparisons: has_amx_bf16() answers no while hidden.
+void hide_amx(bool hidden);
 
 template <class T>
 T* for_isa(T* base, T* avx2, T* avx512) {

@@ -3,7 +3,7 @@
 // of its own cells and stores the keys they are ordered by in the memory of all, in rows of plain stores;
 // every block then halves the same cells for itself. A round has one barrier of the cluster.
 #pragma once
-#include "kernels/attention/mma.cuh"
+#include "kernels/core/cluster.cuh"
 #include "kernels/core/cuda_kernel.cuh"
 #include "kernels/select/tree.hpp"
 
@@ -38,28 +38,19 @@ __device__ inline uint32_t order_of(float x) {
 /// Keys of all children, read four at a time by a warp.
 constexpr int64_t padded(int64_t children) { return (children + 127) / 128 * 128; }
 
-/// All blocks of the cluster; what one wrote to another's shared memory before is there afterwards.
+/// All blocks of the search; what one stored in another's shared memory before is there afterwards.
 __device__ inline void sync_parts(int parts) {
   if (parts == 1) return __syncthreads();
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-#endif
+  cluster::arrive();
+  cluster::wait();
 }
-/// *x = to in the shared memory of every block of the cluster.
+/// *x = to in the shared memory of every block of the search.
 __device__ inline void store_in_parts(uint32_t* x, uint32_t to, int parts) {
   if (parts == 1) {
     *x = to;
     return;
   }
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  for (int part = 0; part < parts; ++part)
-    asm volatile(
-        "{\n.reg .u32 there;\n"
-        "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "st.shared::cluster.u32 [there], %2;\n}" ::"r"(cuda_attention::shared_address(x)),
-        "r"(part), "r"(to)
-        : "memory");
-#endif
+  for (int part = 0; part < parts; ++part) cluster::store(x, to, part);
 }
 
 /// The keys of all children as a warp counts them: as many as there are registers for are read once.

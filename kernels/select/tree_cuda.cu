@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 
+#include "kernels/core/cluster.cuh"
 #include "kernels/select/tree.hpp"
 #include "kernels/select/tree_cells.cuh"
 #include "kernels/select/tree_decode.cuh"
@@ -16,8 +17,6 @@ constexpr int kThreads = 256;
 /// Threads of a block that has a multiprocessor for itself: latency counts, so more keys are under way.
 constexpr int kManyThreads = 512;
 constexpr int64_t kMostCells = 2048;
-/// Blocks of a cluster; 8 is what every card with clusters grants.
-constexpr int kMostParts = 8;
 /// Shared memory beside the dynamic part: what select() counts in, and the kilobyte that the system takes.
 constexpr size_t kStaticShared = 2048;
 
@@ -181,21 +180,9 @@ void launch_tree(Context& ctx, const TreeSearchArgs& args, const Tree& a, int64_
   const auto kernel = tree_kernel<T, kThreads>;
   CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks * a.parts));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream_of(ctx);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(a.parts);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = a.parts > 1 ? 1 : 0;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<const T*>(args.q.raw()), Strides(args.q),
-                                static_cast<const T*>(args.k.raw()), Strides(args.k), a,
-                                args.selected.data<int32_t>(), args.count.data<int32_t>(),
-                                tree::ListOutput(args)));
+  cluster::launch(ctx, kernel, blocks, a.parts, kThreads, shared, static_cast<const T*>(args.q.raw()),
+                  Strides(args.q), static_cast<const T*>(args.k.raw()), Strides(args.k), a,
+                  args.selected.data<int32_t>(), args.count.data<int32_t>(), tree::ListOutput(args));
 }
 
 /// How rows of k can be read; only its last axis is known to be packed.
@@ -244,7 +231,7 @@ void CudaBackend::tree_search(Context& ctx, const TreeSearchArgs& args) {
     using T = typename decltype(type)::type;
     if (blocks > sm_count()) return launch_tree<T, kThreads>(ctx, args, a, blocks, shared);
     const int64_t tiles = 2 * cells * a.keys_a_block.n / (8 * tree::kTiles<T>);
-    while (compute_capability() >= 90 && 2 * a.parts <= kMostParts && 2 * a.parts * blocks <= sm_count() &&
+    while (compute_capability() >= 90 && 2 * a.parts <= cluster::kMostParts && 2 * a.parts * blocks <= sm_count() &&
            a.parts * (kManyThreads / 32) < tiles)
       a.parts *= 2;
     launch_tree<T, kManyThreads>(ctx, args, a, blocks, shared);

@@ -6,6 +6,7 @@
 // parts idle, numbers of 32 bits, and a tenth of the code in a round, which has to come from memory, too.
 #include <algorithm>
 
+#include "kernels/core/cluster.cuh"
 #include "kernels/select/tree_cells.cuh"
 #include "kernels/select/tree_decode.cuh"
 
@@ -17,8 +18,6 @@ using Representative = TreeSearchArgs::Representative;
 constexpr int kThreads = 512;
 /// Rows of keys that a lane has under way.
 constexpr int kRows = 8;
-/// Blocks of a cluster; 8 is what every card with clusters grants.
-constexpr int kMostParts = 8;
 constexpr int64_t kMostCells = 2048;
 
 /// Divisor for what fits 31 bits, without the way around.
@@ -47,14 +46,6 @@ struct Search {
   uint32_t seed;
   bool whole;  // the candidates are few enough to be chosen all
 };
-
-template <class T>
-__device__ __forceinline__ void widen_eight(const uint4& x, float (&to)[8]) {
-  T eight[8];
-  memcpy(eight, &x, sizeof x);
-#pragma unroll
-  for (int i = 0; i < 8; ++i) to[i] = widen(eight[i]);
-}
 
 /// The child and the token of a column of this block's, -1: none. A child whose representative is its
 /// parent's has its score: every left one when the first block counts, every right one when the last does,
@@ -95,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_consta
     return;
   }
   float q[8];
-  widen_eight<T>(*reinterpret_cast<const uint4*>(a.q + b * a.q_b + h * a.q_h + 8 * lane), q);
+  widen_pack<T>(*reinterpret_cast<const uint4*>(a.q + b * a.q_b + h * a.q_h + 8 * lane), q);
   const T* keys = a.k + b * a.k_b + a.by_group.of(h) * a.k_h + 8 * lane;
   s.open([&](int i) { return a.by_cells.of(a.blocks * i); });
   sync_parts(a.parts);
@@ -122,7 +113,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_kernel(const __grid_consta
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         float x[8], dot = 0.0f;
-        widen_eight<T>(row[i], x);
+        widen_pack<T>(row[i], x);
 #pragma unroll
         for (int e = 0; e < 8; ++e) dot = fmaf(q[e], x[e], dot);
         dot = warp_reduce<kLanes>(dot, Add{});
@@ -144,18 +135,7 @@ void launch(Context& ctx, const TreeSearchArgs& args, Search<T> a, int64_t heads
   const size_t shared = memory_bytes(a.cells);
   CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(heads * a.parts));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream_of(ctx);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(a.parts);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = a.parts > 1 ? 1 : 0;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, a));
+  cluster::launch(ctx, kernel, heads, a.parts, kThreads, shared, a);
 }
 
 template <class T>
@@ -180,13 +160,6 @@ void launch(Context& ctx, const TreeSearchArgs& args, int parts) {
   q.dim(3) == 64 ? launch<T, 64>(ctx, args, a, heads) : launch<T, 128>(ctx, args, a, heads);
 }
 
-/// Rows that 16-byte loads can take.
-bool aligned(const Tensor& t) {
-  bool ok = reinterpret_cast<uintptr_t>(t.raw()) % 16 == 0;
-  for (int axis = 0; axis < 3; ++axis) ok = ok && (t.dim(axis) <= 1 || t.stride(axis) % 8 == 0);
-  return ok;
-}
-
 }  // namespace
 
 bool launch_decode(Context& ctx, const TreeSearchArgs& args, int sms, int compute_capability) {
@@ -194,16 +167,16 @@ bool launch_decode(Context& ctx, const TreeSearchArgs& args, int sms, int comput
                 heads = args.count.numel();
   if (args.q.dim(2) != 1 || args.q.dtype() == DType::f32 || (d != 64 && d != 128)) return false;
   if (args.representative == Representative::oracle || cells > kMostCells) return false;
-  if (!aligned(args.q) || !aligned(args.k)) return false;
+  if (!packable(args.q, 16) || !packable(args.k, 16)) return false;
   // Numbers of 32 bits: blocks times cells, tokens up to the end of a block, heads times parts.
   const int64_t blocks = (m + args.block_k - 1) / args.block_k;
   if ((blocks + 1) * (cells + 1) > INT32_MAX || m + args.block_k > INT32_MAX ||
-      2 * cells * args.block_k > INT32_MAX || heads > INT32_MAX / kMostParts)
+      2 * cells * args.block_k > INT32_MAX || heads > INT32_MAX / cluster::kMostParts)
     return false;
   // As many blocks for a search as multiprocessors are free, while each team of a block has two rows or more.
   const int64_t columns = 2 * cells * (args.block_k / args.stride_k), teams = kThreads / (d / 8);
   int64_t parts = 1;
-  while (compute_capability >= 90 && 2 * parts <= kMostParts && 2 * parts * heads <= sms &&
+  while (compute_capability >= 90 && 2 * parts <= cluster::kMostParts && 2 * parts * heads <= sms &&
          4 * parts * teams <= columns)
     parts *= 2;
   if (args.q.dtype() == DType::bf16)

@@ -111,6 +111,7 @@ void add_run(BookChapter& chapter, const RunResult& run) {
   if (std::find(chapter.machines.begin(), chapter.machines.end(), machine) != chapter.machines.end())
     machine += " (" + run.started_at + ")";
   chapter.machines.push_back(machine);
+  chapter.revisions.push_back(environment(run, "git_revision"));
   // What the claims came to stands in the chapter's table.
   const std::string all = tally(run);
   chapter.tallies.push_back(all.substr(0, all.find(';')));
@@ -239,16 +240,16 @@ ReportTable contents_of(const Book& book) {
 
 std::string machines_line(const BookChapter& chapter, size_t m) {
   const std::string who = letter(chapter, m);
-  return (who.empty() ? "" : who + ": ") + chapter.machines[m] + ": " + chapter.tallies[m] +
+  const std::string& revision = chapter.revisions[m];
+  return (who.empty() ? "" : who + ": ") + chapter.machines[m] +
+         (revision.empty() ? "" : ", revision " + revision) + ": " + chapter.tallies[m] +
          (chapter.sampled[m].empty() ? "" : "; " + chapter.sampled[m]);
 }
 
 constexpr const char* kHowToRead =
     "A claim is exact when it equals the published digits, within tolerance when it is near enough as its "
-    "suite "
-    "says, outside otherwise, with the suite's note as the reason, and not reproducible here when no machine "
-    "of "
-    "these results could evaluate it. Outside on one machine counts as outside.";
+    "suite says, outside otherwise, with the suite's note as the reason, and not reproducible here when no "
+    "machine of these results could evaluate it. Outside on one machine counts as outside.";
 
 size_t total(const Book& book, BookVerdict v) {
   size_t n = 0;

@@ -30,9 +30,10 @@ struct BookClaim {
 /// One system: a suite with all results of it.
 struct BookChapter {
   std::string suite, title, paper;
-  std::vector<std::string> machines;  ///< one a results file, told apart by the start where the same
-  std::vector<std::string> tallies;   ///< by machine: "6 ok, 1 unsupported"
-  std::vector<std::string> sampled;   ///< by machine: cases that a sample of rows verified; may be empty
+  std::vector<std::string> machines;   ///< one a results file, told apart by the start where the same
+  std::vector<std::string> revisions;  ///< by machine: git revision that ran; may be empty
+  std::vector<std::string> tallies;    ///< by machine: "6 ok, 1 unsupported"
+  std::vector<std::string> sampled;    ///< by machine: cases that a sample of rows verified; may be empty
   std::vector<BookClaim> claims;
   size_t count(BookVerdict v) const;
 };

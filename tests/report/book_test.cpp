@@ -33,11 +33,14 @@ using V = ClaimResult::Verdict;
 }  // namespace
 
 TEST_CASE("results of one suite stand side by side, each claim with what became of it") {
-  const Book book = make_book(
-      {run_on("A", {claim("speed", V::outside, 1.5, "the mask is cached here"), claim("macs", V::exact, 2),
-                    claim("gpu", V::not_evaluated, 0, "", "no case ran on cuda")}),
-       run_on("B", {claim("speed", V::holds, 1.9), claim("gpu", V::holds, 2.1), claim("extra", V::exact, 2),
-                    claim("file", V::not_evaluated, 0, "", "no EEG file was given")})});
+  const RunResult first =
+      run_on("A", {claim("speed", V::outside, 1.5, "the mask is cached here"), claim("macs", V::exact, 2),
+                   claim("gpu", V::not_evaluated, 0, "", "no case ran on cuda")});
+  RunResult second =
+      run_on("B", {claim("speed", V::holds, 1.9), claim("gpu", V::holds, 2.1), claim("extra", V::exact, 2),
+                   claim("file", V::not_evaluated, 0, "", "no EEG file was given")});
+  second.environment.values["git_revision"] = std::string("0123abcd-dirty");
+  const Book book = make_book({first, second});
   REQUIRE(book.chapters.size() == 1);
   const BookChapter& c = book.chapters[0];
   CHECK(c.machines == std::vector<std::string>{"A", "B"});
@@ -53,8 +56,8 @@ TEST_CASE("results of one suite stand side by side, each claim with what became 
   CHECK(c.count(BookVerdict::not_here) == 1);
 
   const std::string md = book_markdown(book);
-  for (const char* text :
-       {"the mask is cached here", "B: no EEG file was given", "measured on B", "A: A: ", "2.00", "Table 1"})
+  for (const char* text : {"the mask is cached here", "B: no EEG file was given", "measured on B",
+                           "A: A: ", "B: B, revision 0123abcd-dirty: ", "2.00", "Table 1"})
     CHECK_THAT(md, ContainsSubstring(text));
   // What one machine has answered needs no excuse of the other.
   CHECK(md.find("no case ran on cuda") == std::string::npos);
