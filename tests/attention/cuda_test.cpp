@@ -564,6 +564,54 @@ TEST_CASE("the fast kernels take what they are meant to take") {
   CHECK(plan({1, 1, 1, 20, 20, 264, 264, DType::bf16}, true, false).find("reference: ") == 0);
 }
 
+TEST_CASE("single queries gather the keys of their lists: few and many entries, empty lists, grouped heads") {
+  Backend* backend = testing::open_device();
+  if (!backend) return;
+  Context host(cpu_backend(), 1), gpu(*backend);
+  const ForceKernel force("gather");
+  Random r(41);
+  int64_t taken = 0;
+  std::string why;  // rows that are not aligned, or a card without clusters
+  for (DType dtype : {DType::bf16, DType::f16})
+    for (int64_t d : {64, 128})
+      for (int64_t group : {1, 4})
+        for (int64_t most : {1, 3, 70, 700, 2000}) {
+          const Sizes s{2, 2 * group, 2, 1, 2003, d, d, dtype};
+          Case c;
+          base_case(c, host, r, s, r.chance(0.1), false);
+          std::vector<int32_t> begin, count, index, keys(static_cast<size_t>(s.m));
+          for (size_t j = 0; j < keys.size(); ++j) keys[j] = static_cast<int32_t>(j);
+          for (int64_t i = 0; i < s.b * s.h; ++i) {  // the second list is empty, the third one has one entry
+            std::shuffle(keys.begin(), keys.end(), r.engine);
+            const int64_t take = i == 1 ? 0 : i == 2 ? 1 : r.integer((most + 1) / 2, most);
+            begin.push_back(static_cast<int32_t>(index.size())), count.push_back(static_cast<int32_t>(take));
+            index.insert(index.end(), keys.begin(), keys.begin() + take);
+          }
+          c.mask.gather = {ints(host, {s.b, s.h, 1}, begin), ints(host, {s.b, s.h, 1}, count),
+                           ints(host, {static_cast<int64_t>(index.size())}, index)};
+          c.args.mask = &c.mask;
+          if (r.chance(0.3)) sprinkle(c, r);
+          const std::string text = std::string(name(dtype)) + " D " + std::to_string(d) + " group " +
+                                   std::to_string(group) + " entries " + std::to_string(most) + c.text;
+          Mirror m(gpu, c.args);
+          std::string plan;
+          try {
+            plan = backend->attention_plan(m.args);
+          } catch (const Unsupported& e) {
+            why = e.what();
+            continue;
+          }
+          CHECK(plan.find("gather, ") == 0);
+          ++taken;
+          attention(gpu, m.args);
+          gpu.backend().synchronize();
+          m.fetch(gpu);
+          INFO(text << ": " << plan);
+          CHECK(compare(c.args, reference(c.args), 0) == "");
+        }
+  if (why.find("no clusters") == std::string::npos) CHECK(taken >= 30);
+}
+
 TEST_CASE("a call may ask for the mma.sync kernel, also where the card has a faster one") {
   Backend* backend = testing::open_device();
   if (!backend) return;
